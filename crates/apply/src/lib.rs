@@ -1,0 +1,1 @@
+//! Apply: K and new data into predictions and reports.

@@ -1,0 +1,287 @@
+//! The content-addressed store: `objects/` by digest, `cache/` by key, and room for what is being made.
+//!
+//! ```text
+//! STORE/objects/ab/ab12…/       one artifact, read-only, named by its digest
+//! STORE/cache/cd/cd34….json     cache key → artifact digest, and when, where and by which run it was made
+//! STORE/staging/RUN.STAGE/      an artifact in the making; renamed into objects/ when sealed
+//! STORE/scratch/KEY/            what a failed download left for its resumption
+//! STORE/runs/RUN/               events.jsonl, one log a stage
+//! STORE/locks/NAME.lock         flock'ed while held; a dead holder's lock is free by itself
+//! ```
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use crate::{Digest, Doing, Manifest, StageError, durable, manifest};
+
+/// What the store remembers of a stage's run: which artifact a key gave, and how that came about.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CacheRecord {
+    /// The artifact.
+    pub artifact: Digest,
+    /// The stage type.
+    pub uses: String,
+    /// The run that made it.
+    pub run: String,
+    /// When it began, RFC 3339.
+    pub started: String,
+    /// Wall-clock seconds.
+    pub seconds: f64,
+    /// Host name and CPU.
+    pub machine: String,
+    /// The artifact's final metrics, so that a cached run can print them without opening it.
+    #[serde(default)]
+    pub metrics: std::collections::BTreeMap<String, f64>,
+    /// The artifact's named outputs, relative to it.
+    #[serde(default)]
+    pub outputs: std::collections::BTreeMap<String, String>,
+}
+
+/// A store on disk.
+#[derive(Debug, Clone)]
+pub struct ObjectStore {
+    root: PathBuf,
+}
+
+impl ObjectStore {
+    /// Opens a store, making its folders where they are missing.
+    ///
+    /// # Errors
+    /// When the place cannot be written.
+    pub fn open(root: &Path) -> Result<Self, StageError> {
+        for folder in ["objects", "cache", "staging", "scratch", "runs", "locks"] {
+            let path = root.join(folder);
+            if !path.is_dir() {
+                fs::create_dir_all(&path).doing(|| format!("making the store's folder {}", path.display())).map_err(|error| {
+                    if error.help.is_some() {
+                        error
+                    } else {
+                        error.help("name a folder you may write to with --store DIR or EPISTEME_STORE")
+                    }
+                })?;
+            }
+        }
+        let root = root.canonicalize().doing(|| format!("opening the store {}", root.display()))?;
+        Ok(Self { root })
+    }
+
+    /// Its folder, absolute.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where the artifact with this digest lies, or would lie.
+    pub fn object(&self, digest: &Digest) -> PathBuf {
+        let name = digest.to_string();
+        self.root.join("objects").join(&name[..2]).join(&name)
+    }
+
+    /// Where artifacts are made.
+    pub fn staging(&self, name: &str) -> PathBuf {
+        self.root.join("staging").join(name)
+    }
+
+    /// Where a stage with this cache key keeps what outlives its failure.
+    pub fn scratch(&self, key: &Digest) -> PathBuf {
+        self.root.join("scratch").join(key.to_string())
+    }
+
+    /// A run's folder.
+    pub fn run(&self, run: &str) -> PathBuf {
+        self.root.join("runs").join(run)
+    }
+
+    /// Moves a sealed directory into `objects/`. When the same artifact is there already, that one stays.
+    ///
+    /// # Errors
+    /// When the directory is not sealed or cannot be moved.
+    pub fn publish(&self, sealed: &Path) -> Result<Manifest, StageError> {
+        let manifest = Manifest::read(sealed)?;
+        let target = self.object(&manifest.digest);
+        let parent = target.parent().unwrap_or(&self.root);
+        fs::create_dir_all(parent)
+            .and_then(|()| durable::sync_folder(&self.root.join("objects")))
+            .doing(|| format!("making {}", parent.display()))?;
+        if target.join(manifest::FILE_NAME).is_file() {
+            remove_tree(sealed).doing(|| format!("removing {}", sealed.display()))?;
+            return Ok(manifest);
+        }
+        match durable::rename(sealed, &target) {
+            // Another run published the same artifact in this instant: equal by content, so theirs will do.
+            Err(_) if target.join(manifest::FILE_NAME).is_file() => {
+                remove_tree(sealed).doing(|| format!("removing {}", sealed.display()))?
+            }
+            moved => moved.doing(|| format!("moving {} to {}", sealed.display(), target.display()))?,
+        }
+        Ok(manifest)
+    }
+
+    /// The record under a cache key, if its artifact is still there. Costs two look-ups, never a hash.
+    ///
+    /// A record that cannot be read counts as absent: the stage then runs again and replaces it.
+    pub fn lookup(&self, key: &Digest) -> Option<CacheRecord> {
+        let text = fs::read(self.cache_path(key)).ok()?;
+        let record: CacheRecord = serde_json::from_slice(&text).ok()?;
+        self.object(&record.artifact).join(manifest::FILE_NAME).is_file().then_some(record)
+    }
+
+    /// Remembers which artifact a key gave.
+    ///
+    /// # Errors
+    /// When the record cannot be written.
+    pub fn remember(&self, key: &Digest, record: &CacheRecord) -> Result<(), StageError> {
+        let path = self.cache_path(key);
+        let doing = || format!("writing the cache record {}", path.display());
+        let text = serde_json::to_vec_pretty(record).doing(doing)?;
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).doing(doing)?;
+        }
+        durable::write_file(&path, &text).doing(doing)
+    }
+
+    /// Where the record of a key lies.
+    pub fn cache_path(&self, key: &Digest) -> PathBuf {
+        let name = key.to_string();
+        self.root.join("cache").join(&name[..2]).join(format!("{name}.json"))
+    }
+
+    /// Takes the lock `name` if it is free. It is freed when dropped, or when the process dies in whatever way.
+    ///
+    /// # Errors
+    /// When the lock file cannot be opened.
+    pub fn try_lock(&self, name: &str) -> io::Result<Option<Lock>> {
+        let path = self.root.join("locks").join(format!("{name}.lock"));
+        let file = File::options().create(true).truncate(false).read(true).write(true).open(path)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Lock { _file: file })),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Waits for the lock `name`, looking at `stop` ten times a second.
+    ///
+    /// # Errors
+    /// As [`Self::try_lock`]; [`io::ErrorKind::Interrupted`] when `stop` says so.
+    pub fn lock(&self, name: &str, stop: &dyn Fn() -> bool) -> io::Result<Lock> {
+        loop {
+            if let Some(lock) = self.try_lock(name)? {
+                return Ok(lock);
+            }
+            if stop() {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+/// A held lock.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+/// Removes a directory tree; one that is gone already is no error.
+///
+/// # Errors
+/// As [`fs::remove_dir_all`].
+pub fn remove_tree(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::manifest::Ancestor;
+    use crate::{Kind, Outcome};
+
+    fn sealed(store: &ObjectStore, name: &str, content: &str) -> PathBuf {
+        let dir = store.staging(name);
+        fs::create_dir_all(dir.join("sub")).unwrap();
+        fs::write(dir.join("sub/file"), content).unwrap();
+        let made_by = Ancestor {
+            digest: None,
+            kind: Kind::Files,
+            uses: "test".into(),
+            version: 1,
+            config: serde_json::json!({ "name": name }),
+            inputs: Default::default(),
+            rows: None,
+        };
+        Manifest::seal(&dir, Kind::Files, Outcome::default(), made_by, &[]).unwrap();
+        dir
+    }
+
+    #[test]
+    fn the_same_content_is_stored_once_whoever_made_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ObjectStore::open(dir.path()).unwrap();
+        let one = store.publish(&sealed(&store, "one", "x")).unwrap();
+        let two = store.publish(&sealed(&store, "two", "x")).unwrap();
+        assert_eq!(one.digest, two.digest);
+        assert_eq!(fs::read_dir(store.root().join("staging")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_changed_byte_is_named_by_verify() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ObjectStore::open(dir.path()).unwrap();
+        let manifest = store.publish(&sealed(&store, "one", "x")).unwrap();
+        let object = store.object(&manifest.digest);
+        assert!(manifest.verify(&object).unwrap().is_empty());
+        fs::remove_file(object.join("sub/file")).unwrap();
+        fs::write(object.join("sub/file"), "y").unwrap();
+        assert_eq!(manifest.verify(&object).unwrap(), ["sub/file has changed"]);
+    }
+
+    #[test]
+    fn an_unsealed_directory_is_not_published() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ObjectStore::open(dir.path()).unwrap();
+        fs::create_dir_all(store.staging("half")).unwrap();
+        assert!(store.publish(&store.staging("half")).is_err());
+    }
+
+    #[test]
+    fn a_record_whose_artifact_is_gone_is_no_hit() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ObjectStore::open(dir.path()).unwrap();
+        let manifest = store.publish(&sealed(&store, "one", "x")).unwrap();
+        let key = Digest::of(b"key");
+        let record = CacheRecord {
+            artifact: manifest.digest,
+            uses: "test".into(),
+            run: "r".into(),
+            started: String::new(),
+            seconds: 0.0,
+            machine: String::new(),
+            metrics: Default::default(),
+            outputs: Default::default(),
+        };
+        store.remember(&key, &record).unwrap();
+        assert_eq!(store.lookup(&key), Some(record));
+        remove_tree(&store.object(&manifest.digest)).unwrap();
+        assert_eq!(store.lookup(&key), None);
+    }
+
+    #[test]
+    fn a_lock_is_held_by_one_and_freed_when_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ObjectStore::open(dir.path()).unwrap();
+        let held = store.try_lock("pipeline").unwrap();
+        assert!(held.is_some());
+        assert!(store.try_lock("pipeline").unwrap().is_none());
+        drop(held);
+        assert!(store.try_lock("pipeline").unwrap().is_some());
+    }
+}

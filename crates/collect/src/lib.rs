@@ -1,0 +1,1 @@
+//! Collect: downloads, folders and archives, generators; the world into checked raw files.

@@ -1,0 +1,1 @@
+//! Datasets on disk: Arrow schemas, Parquet reading and writing, statistics.

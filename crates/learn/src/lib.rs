@@ -1,0 +1,1 @@
+//! Learn (g): trains a network and gives the model artifact K.

@@ -1,0 +1,1 @@
+//! g as a function: layers, forward and backward on dfdx's tape.

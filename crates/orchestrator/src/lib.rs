@@ -1,0 +1,1 @@
+//! The episteme binary: plans, caches and runs pipelines declared in TOML.

@@ -1,0 +1,1 @@
+//! Process (f): cleaning, splitting, encoding; f itself as fitted parameters.

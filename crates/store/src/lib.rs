@@ -1,0 +1,1 @@
+//! Store: raw files into datasets in Parquet, with schema, counts and profile.

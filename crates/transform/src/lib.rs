@@ -1,0 +1,1 @@
+//! f as fitted parameters: what process fits and apply replays.
