@@ -150,6 +150,18 @@ impl Scratch {
         names
     }
 
+    /// Asserts that the store is sound: nothing half-made, and every artifact whole.
+    #[track_caller]
+    pub fn sound(&self) {
+        let staged = fs::read_dir(self.store().join("staging")).into_iter().flatten().count();
+        assert_eq!(staged, 0, "something half-made was left in staging/");
+        for object in self.objects() {
+            let dir = self.store().join("objects").join(&object[..2]).join(&object);
+            let damage = artifact::Manifest::read(&dir).and_then(|manifest| manifest.verify(&dir));
+            assert_eq!(damage.unwrap_or_else(|error| vec![error.to_string()]), Vec::<String>::new(), "{object}");
+        }
+    }
+
     /// What lies in `staging/` and `scratch/`: leftovers, when nothing runs.
     pub fn leftovers(&self) -> Vec<PathBuf> {
         ["staging", "scratch"].iter().flat_map(|folder| fs::read_dir(self.store().join(folder)).into_iter().flatten().flatten()).map(|entry| entry.path()).collect()

@@ -1,0 +1,1 @@
+//! Nothing: this crate's dependency list is its purpose, see its `Cargo.toml`.
