@@ -118,7 +118,11 @@ impl Scratch {
     /// Writes a file, with the folders above it.
     pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.path().join(name);
-        path.parent().map(fs::create_dir_all).transpose().and_then(|_| fs::write(&path, content)).unwrap_or_else(|error| panic!("{name}: {error}"));
+        path.parent()
+            .map(fs::create_dir_all)
+            .transpose()
+            .and_then(|_| fs::write(&path, content))
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
         path
     }
 
@@ -144,8 +148,11 @@ impl Scratch {
     /// Every object's digest in the store, sorted.
     pub fn objects(&self) -> Vec<String> {
         let list = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect::<Vec<_>>();
-        let mut names: Vec<String> = list(&self.store().join("objects")).iter().flat_map(|shard| list(shard))
-            .map(|path| path.file_name().unwrap_or_default().to_string_lossy().into_owned()).collect();
+        let mut names: Vec<String> = list(&self.store().join("objects"))
+            .iter()
+            .flat_map(|shard| list(shard))
+            .map(|path| path.file_name().unwrap_or_default().to_string_lossy().into_owned())
+            .collect();
         names.sort();
         names
     }
@@ -164,7 +171,11 @@ impl Scratch {
 
     /// What lies in `staging/` and `scratch/`: leftovers, when nothing runs.
     pub fn leftovers(&self) -> Vec<PathBuf> {
-        ["staging", "scratch"].iter().flat_map(|folder| fs::read_dir(self.store().join(folder)).into_iter().flatten().flatten()).map(|entry| entry.path()).collect()
+        ["staging", "scratch"]
+            .iter()
+            .flat_map(|folder| fs::read_dir(self.store().join(folder)).into_iter().flatten().flatten())
+            .map(|entry| entry.path())
+            .collect()
     }
 }
 

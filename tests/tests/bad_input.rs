@@ -122,7 +122,8 @@ fn a_wrong_checksum_names_what_was_expected_and_found() {
     scratch.write("mirror/data.bin", b"not what was pinned");
     let pinned = "0".repeat(64);
     let url = format!("file://{}", scratch.path().join("mirror/data.bin").display());
-    let pipeline = format!("name = 'bad'\n[stages.raw]\nuses = 'collect.http'\nretries = 0\nfiles = [{{ url = '{url}', sha256 = '{pinned}' }}]\n");
+    let pipeline =
+        format!("name = 'bad'\n[stages.raw]\nuses = 'collect.http'\nretries = 0\nfiles = [{{ url = '{url}', sha256 = '{pinned}' }}]\n");
     refused(&scratch, &pipeline, 1, &["data.bin", &pinned]);
 }
 
@@ -179,7 +180,8 @@ fn a_jpeg_that_is_no_jpeg_is_named() {
 fn a_ragged_csv_row_is_named_by_file_and_line() {
     let scratch = Scratch::new();
     scratch.write("table.csv", "a,b,c\n1,2,3\n4,5\n6,7,8\n");
-    let pipeline = "name = 'bad'\n[stages.raw]\nuses = 'collect.files'\npath = 'table.csv'\n[stages.rows]\nuses = 'store.csv'\ninput = 'raw'\n";
+    let pipeline =
+        "name = 'bad'\n[stages.raw]\nuses = 'collect.files'\npath = 'table.csv'\n[stages.rows]\nuses = 'store.csv'\ninput = 'raw'\n";
     refused(&scratch, pipeline, 1, &["table.csv", "3", "2"]);
 }
 

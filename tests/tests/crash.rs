@@ -10,7 +10,8 @@ use serde_json::Value;
 
 /// Starts a run and waits until `stage` has begun.
 fn start_until(scratch: &Scratch, stage: &str) -> Child {
-    let mut child = scratch.command(&["run", "small.toml", "--json"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("episteme starts");
+    let mut child =
+        scratch.command(&["run", "small.toml", "--json"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("episteme starts");
     let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
     for line in lines.map_while(Result::ok) {
         let event: Value = serde_json::from_str(&line).expect("a JSON line");
@@ -68,9 +69,11 @@ fn wait_until_no_child_writes(scratch: &Scratch) {
     let store = scratch.store().to_string_lossy().into_owned();
     let clock = Instant::now();
     while clock.elapsed() < Duration::from_secs(10) {
-        let still = fs::read_dir("/proc").into_iter().flatten().flatten().any(|process| {
-            fs::read(process.path().join("cmdline")).is_ok_and(|line| String::from_utf8_lossy(&line).contains(&store))
-        });
+        let still = fs::read_dir("/proc")
+            .into_iter()
+            .flatten()
+            .flatten()
+            .any(|process| fs::read(process.path().join("cmdline")).is_ok_and(|line| String::from_utf8_lossy(&line).contains(&store)));
         if !still {
             return;
         }

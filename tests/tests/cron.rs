@@ -13,7 +13,8 @@ fn holder(scratch: &Scratch) -> std::process::Child {
     scratch.write("small.toml", long());
     let child = scratch.start(&["run", "small.toml"]);
     let clock = Instant::now();
-    while std::fs::read_dir(scratch.store().join("staging")).is_ok_and(|dir| dir.count() == 0) || !scratch.store().join("staging").exists() {
+    while std::fs::read_dir(scratch.store().join("staging")).is_ok_and(|dir| dir.count() == 0) || !scratch.store().join("staging").exists()
+    {
         assert!(clock.elapsed() < Duration::from_secs(20), "the first run never began");
         std::thread::sleep(Duration::from_millis(5));
     }
