@@ -1,0 +1,438 @@
+//! Convolution with bias, activation and, where one follows, maximum pooling: one operation.
+//!
+//! Images are `[height, width, channels]`, weights `[rows, columns, channels, filters]`; seen as matrices, a patch is a row
+//! of `rows * columns * channels` values and the weights are `[patch, filters]`. [`Conv::forward`] and [`Conv::backward`]
+//! work on a few images on one thread; [`Conv::forward_path`] and [`Conv::backward_path`] choose how. A new kernel is a new [`ForwardPath`] or
+//! [`BackwardPath`], chosen there for the shapes it is made for.
+
+mod patches;
+pub(crate) mod pooling;
+pub(crate) mod sparse;
+
+use std::fmt;
+
+use crate::{
+    architecture::{same_padding, windows},
+    examples::View,
+    layer::{Activation, Padding},
+    matmul::{Matrix, multiply},
+    partition::CHUNK,
+    scratch::{Scratch, sized},
+    simd::add_rows,
+};
+
+/// Patches and products of one tile may take this many bytes, so that they stay in the second-level cache beside the
+/// weights.
+const TILE_BYTES: usize = 256 * 1024;
+
+/// How the outputs are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ForwardPath {
+    /// Patches are copied to rows of a matrix a tile at a time, multiplied with the weights, then pooled and activated.
+    PatchesTimesWeights,
+}
+
+/// How the gradients are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BackwardPath {
+    /// Two matrix products with the patches, for a gradient that is dense.
+    MatrixProducts,
+    /// For a pooled layer, whose gradient has at most one non-zero a window: each adds its patch to its filter's weight
+    /// gradient and its filter to its patch's input gradient.
+    NonZeros,
+}
+
+impl fmt::Display for ForwardPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ForwardPath::PatchesTimesWeights => "patches × weights",
+        })
+    }
+}
+
+impl fmt::Display for BackwardPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            BackwardPath::MatrixProducts => "matrix products",
+            BackwardPath::NonZeros => "non-zeros only",
+        })
+    }
+}
+
+/// The geometry of one convolution block.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Conv {
+    pub(crate) height: usize,
+    pub(crate) width: usize,
+    pub(crate) channels: usize,
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+    pub(crate) stride: usize,
+    /// Rows of zeros above and columns of zeros left of the image.
+    pub(crate) top: usize,
+    pub(crate) left: usize,
+    /// The image with its zeros.
+    pub(crate) padded_height: usize,
+    pub(crate) padded_width: usize,
+    pub(crate) filters: usize,
+    pub(crate) activation: Activation,
+    /// Side and stride of the pooling window; 1 where nothing is pooled.
+    pub(crate) pool: usize,
+    /// Height and width of the output (after pooling). Rows and columns that no window takes in are never computed.
+    pub(crate) out_height: usize,
+    pub(crate) out_width: usize,
+}
+
+/// What the backward pass reads besides the gradient, for some images.
+pub(crate) struct Kept<'a> {
+    pub(crate) input: View<'a>,
+    /// The outputs.
+    pub(crate) output: &'a [f32],
+    /// Values before the activation, where it [needs them](Activation::needs_input); else empty.
+    pub(crate) before: &'a [f32],
+    /// The place of each maximum in its window; empty where nothing is pooled.
+    pub(crate) winners: &'a [u8],
+}
+
+/// Gradients of the weights and bias, summed over some images.
+pub(crate) struct Partial {
+    /// In the order that [`Conv::gradient_is_by_filter`] tells.
+    pub(crate) weights: Vec<f32>,
+    pub(crate) bias: Vec<f32>,
+}
+
+/// A part of a group of images that is computed at once: whole images, or some rows of one.
+#[derive(Clone, Copy)]
+struct Tile {
+    image: usize,
+    images: usize,
+    /// First row before pooling, and how many.
+    row: usize,
+    rows: usize,
+}
+
+impl Conv {
+    /// `pool` is the side of the window that follows, or 1. The caller has checked that all of it fits.
+    pub(crate) fn new(
+        (height, width, channels): (usize, usize, usize),
+        filters: usize,
+        (rows, columns): (usize, usize),
+        stride: usize,
+        padding: Padding,
+        activation: Activation,
+        pool: usize,
+    ) -> Self {
+        let ((top, bottom), (left, right)) = match padding {
+            Padding::Valid => ((0, 0), (0, 0)),
+            Padding::Same => (same_padding(height, rows, stride), same_padding(width, columns, stride)),
+        };
+        let (padded_height, padded_width) = (height + top + bottom, width + left + right);
+        let out_height = windows(padded_height, rows, stride).unwrap_or(0) / pool;
+        let out_width = windows(padded_width, columns, stride).unwrap_or(0) / pool;
+        Conv {
+            height,
+            width,
+            channels,
+            rows,
+            columns,
+            stride,
+            top,
+            left,
+            padded_height,
+            padded_width,
+            filters,
+            activation,
+            pool,
+            out_height,
+            out_width,
+        }
+    }
+
+    /// Values of one example that goes in.
+    pub(crate) fn input_len(&self) -> usize {
+        self.height * self.width * self.channels
+    }
+
+    /// Values of one example that comes out.
+    pub(crate) fn output_len(&self) -> usize {
+        self.out_height * self.out_width * self.filters
+    }
+
+    /// Values of one patch: products of one output.
+    pub(crate) fn patch(&self) -> usize {
+        self.rows * self.columns * self.channels
+    }
+
+    pub(crate) fn weights_len(&self) -> usize {
+        self.patch() * self.filters
+    }
+
+    /// Rows of patches lie this far apart: at whole vectors.
+    fn pitch(&self) -> usize {
+        self.patch().next_multiple_of(16)
+    }
+
+    fn padded_len(&self) -> usize {
+        self.padded_height * self.padded_width * self.channels
+    }
+
+    fn is_padded(&self) -> bool {
+        self.padded_height != self.height || self.padded_width != self.width
+    }
+
+    /// Rows and columns of outputs before pooling, as far as windows take them in.
+    fn computed(&self) -> (usize, usize) {
+        (self.out_height * self.pool, self.out_width * self.pool)
+    }
+
+    pub(crate) fn forward_path(&self) -> ForwardPath {
+        ForwardPath::PatchesTimesWeights
+    }
+
+    pub(crate) fn backward_path(&self) -> BackwardPath {
+        if self.pool > 1 { BackwardPath::NonZeros } else { BackwardPath::MatrixProducts }
+    }
+
+    /// Whether [`Partial::weights`] is `[filters, `[`Conv::gradient_pitch`]`]` in place of `[patch, filters]`.
+    pub(crate) fn gradient_is_by_filter(&self) -> bool {
+        self.backward_path() == BackwardPath::NonZeros
+    }
+
+    /// Values from one filter's weight gradient to the next in [`Partial::weights`], where it is by filter.
+    pub(crate) fn gradient_pitch(&self) -> usize {
+        if self.gathers_patches() { self.pitch() } else { self.patch() }
+    }
+
+    /// Whether a patch's rows are so short that it is better copied into one piece before use.
+    fn gathers_patches(&self) -> bool {
+        self.columns * self.channels < 32
+    }
+
+    pub(crate) fn empty_partial(&self) -> Partial {
+        let weights = if self.gradient_is_by_filter() { self.gradient_pitch() * self.filters } else { self.weights_len() };
+        Partial { weights: vec![0.0; weights], bias: vec![0.0; self.filters] }
+    }
+
+    /// How many whole images fit a tile (at most a chunk), or how many rows of one.
+    fn tile_size(&self) -> (usize, usize) {
+        let (height, width) = self.computed();
+        let row = width * (self.pitch() + self.filters) * size_of::<f32>();
+        let whole = TILE_BYTES / (row * height).max(1);
+        match whole {
+            0 => (1, (TILE_BYTES / row.max(1) / self.pool * self.pool).clamp(self.pool, height)),
+            images => (images.min(CHUNK), height),
+        }
+    }
+
+    fn tiles(&self, images: usize) -> impl Iterator<Item = Tile> + use<> {
+        let (height, _) = self.computed();
+        let (tile_images, tile_rows) = self.tile_size();
+        (0..images).step_by(tile_images).flat_map(move |image| {
+            (0..height).step_by(tile_rows).map(move |row| Tile {
+                image,
+                images: tile_images.min(images - image),
+                row,
+                rows: tile_rows.min(height - row),
+            })
+        })
+    }
+
+    /// The images of a tile as numbers with their border: borrowed where they are that already.
+    fn staged<'a>(&self, input: View<'a>, tile: Tile, buffer: &'a mut Vec<f32>) -> &'a [f32] {
+        let len = self.input_len();
+        let range = tile.image * len..(tile.image + tile.images) * len;
+        match input.range(range) {
+            View::Floats(values) if !self.is_padded() => values,
+            _ if tile.row > 0 => &buffer[..tile.images * self.padded_len()],
+            view => {
+                let buffer = sized(buffer, tile.images * self.padded_len());
+                self.write_padded(view, tile.images, buffer);
+                buffer
+            }
+        }
+    }
+
+    fn write_padded(&self, view: View<'_>, images: usize, buffer: &mut [f32]) {
+        if !self.is_padded() {
+            return view.write(self.channels, buffer);
+        }
+        buffer.fill(0.0);
+        let line = self.width * self.channels;
+        for image in 0..images {
+            for y in 0..self.height {
+                let from = (image * self.height + y) * line;
+                let to = image * self.padded_len() + ((y + self.top) * self.padded_width + self.left) * self.channels;
+                view.range(from..from + line).write(self.channels, &mut buffer[to..to + line]);
+            }
+        }
+    }
+
+    /// Outputs of `images` images; `before` and `winners` as [`Kept`] has them, or empty at inference.
+    ///
+    /// What comes out for an image does not depend on the images beside it: the matrix product always has the size of a
+    /// full tile.
+    pub(crate) fn forward(
+        &self,
+        weights: &[f32],
+        bias: &[f32],
+        input: View<'_>,
+        images: usize,
+        output: &mut [f32],
+        before: &mut [f32],
+        winners: &mut [u8],
+        scratch: &mut Scratch,
+    ) {
+        let (height, width) = self.computed();
+        let (tile_images, tile_rows) = self.tile_size();
+        let (patch, pitch, filters) = (self.patch(), self.pitch(), self.filters);
+        let Scratch { image, columns, product, .. } = scratch;
+        for tile in self.tiles(images) {
+            let full_rows = if tile_rows == height { tile_images * height * width } else { tile.rows * width };
+            let columns = sized(columns, full_rows * pitch);
+            let product = sized(product, full_rows * filters);
+            let staged = self.staged(input, tile, image);
+            self.gather(staged, tile, columns);
+            multiply(product, Matrix::rows(columns, full_rows, patch, pitch), Matrix::rows(weights, patch, filters, filters), false);
+            self.finish(tile, product, bias, output, before, winners);
+        }
+    }
+
+    /// Writes the patches of a tile as rows of [`Conv::pitch`] values.
+    fn gather(&self, staged: &[f32], tile: Tile, columns: &mut [f32]) {
+        let (_, width) = self.computed();
+        let per_image = tile.rows * width * self.pitch();
+        for image in 0..tile.images {
+            let staged = &staged[image * self.padded_len()..][..self.padded_len()];
+            patches::gather(self, staged, tile.row, tile.rows, &mut columns[image * per_image..][..per_image]);
+        }
+    }
+
+    /// Bias, pooling and activation of a tile's products.
+    fn finish(&self, tile: Tile, product: &mut [f32], bias: &[f32], output: &mut [f32], before: &mut [f32], winners: &mut [u8]) {
+        let (_, width) = self.computed();
+        let line = self.out_width * self.filters;
+        let start = tile.image * self.output_len() + tile.row / self.pool * line;
+        let range = start..start + tile.images * (tile.rows / self.pool) * line;
+        if self.pool == 1 {
+            let product = &mut product[..range.len()];
+            pooling::add_bias(product, bias);
+            if !before.is_empty() {
+                before[range.clone()].copy_from_slice(product);
+            }
+            self.activation.apply(product);
+            output[range].copy_from_slice(product);
+            return;
+        }
+        let lines = tile.images * tile.rows / self.pool;
+        let winners = if winners.is_empty() { winners } else { &mut winners[range.clone()] };
+        let output = &mut output[range];
+        pooling::pool_lines(product, lines, width, self.out_width, self.filters, self.pool, output, winners);
+        pooling::add_bias(output, bias);
+        self.activation.apply(output);
+    }
+
+    /// Adds the gradients of `images` images to `partial` and, where it is wanted, writes that of the input.
+    ///
+    /// `gradient` is the loss's gradient with respect to the outputs; it is overwritten. `weights_by_filter` is the
+    /// transposed weights, `[filters, patch]`. `input_gradient` holds zeros when it comes in.
+    pub(crate) fn backward(
+        &self,
+        weights: &[f32],
+        weights_by_filter: &[f32],
+        kept: &Kept<'_>,
+        images: usize,
+        gradient: &mut [f32],
+        partial: &mut Partial,
+        input_gradient: Option<&mut [f32]>,
+        scratch: &mut Scratch,
+    ) {
+        match self.backward_path() {
+            BackwardPath::MatrixProducts => {
+                let reference = if self.activation.needs_input() { kept.before } else { kept.output };
+                self.activation.backward(reference, gradient);
+                self.backward_products(weights, kept.input, images, gradient, partial, input_gradient, scratch);
+            }
+            BackwardPath::NonZeros => {
+                if self.activation == Activation::Relu {
+                    self.activation.backward(kept.output, gradient);
+                }
+                sparse::backward(self, weights_by_filter, kept, images, gradient, partial, input_gradient, scratch);
+            }
+        }
+    }
+
+    fn backward_products(
+        &self,
+        weights: &[f32],
+        input: View<'_>,
+        images: usize,
+        gradient: &[f32],
+        partial: &mut Partial,
+        mut input_gradient: Option<&mut [f32]>,
+        scratch: &mut Scratch,
+    ) {
+        let (height, width) = self.computed();
+        let (patch, pitch, filters) = (self.patch(), self.pitch(), self.filters);
+        let Scratch { image, columns, gradient: padded, .. } = scratch;
+        add_rows(gradient, &mut partial.bias);
+        for tile in self.tiles(images) {
+            let rows = tile.images * tile.rows * width;
+            let start = tile.image * self.output_len() + tile.row * width * filters;
+            let gradient = &gradient[start..start + rows * filters];
+            let columns = sized(columns, rows * pitch);
+            self.gather(self.staged(input, tile, image), tile, columns);
+            let by_patch = Matrix::rows(columns, rows, patch, pitch).transposed();
+            multiply(&mut partial.weights, by_patch, Matrix::rows(gradient, rows, filters, filters), true);
+            let Some(out) = input_gradient.as_deref_mut() else { continue };
+            let by_filter = Matrix::rows(weights, patch, filters, filters).transposed();
+            multiply(columns, Matrix::rows(gradient, rows, filters, filters), by_filter, false);
+            let out = &mut out[tile.image * self.input_len()..][..tile.images * self.input_len()];
+            self.spread(tile, columns, out, padded, tile.row + tile.rows == height);
+        }
+    }
+
+    /// Adds the gradients of a tile's patches (rows of `patch` values) to those of its images.
+    fn spread(&self, tile: Tile, columns: &[f32], out: &mut [f32], padded: &mut Vec<f32>, is_last: bool) {
+        let (_, width) = self.computed();
+        let per_image = tile.rows * width * self.patch();
+        let len = self.padded_len();
+        if !self.is_padded() {
+            for (image, out) in out.chunks_exact_mut(len).enumerate() {
+                patches::spread(self, &columns[image * per_image..][..per_image], tile.row, tile.rows, out);
+            }
+            return;
+        }
+        let padded = sized(padded, tile.images * len);
+        if tile.row == 0 {
+            padded.fill(0.0);
+        }
+        for (image, padded) in padded.chunks_exact_mut(len).enumerate() {
+            patches::spread(self, &columns[image * per_image..][..per_image], tile.row, tile.rows, padded);
+        }
+        if is_last {
+            padded.chunks_exact(len).zip(out.chunks_exact_mut(self.input_len())).for_each(|(padded, out)| self.crop(padded, out));
+        }
+    }
+
+    /// Takes the image out of its border.
+    fn crop(&self, padded: &[f32], out: &mut [f32]) {
+        let line = self.width * self.channels;
+        for (y, out) in out.chunks_exact_mut(line).enumerate() {
+            let from = ((y + self.top) * self.padded_width + self.left) * self.channels;
+            out.copy_from_slice(&padded[from..from + line]);
+        }
+    }
+
+    /// Writes the summed weight gradient in the order of the weights, `[patch, filters]`.
+    pub(crate) fn weights_gradient(&self, summed: &[f32], out: &mut [f32]) {
+        if !self.gradient_is_by_filter() {
+            return out.copy_from_slice(summed);
+        }
+        let (pitch, patch) = (self.gradient_pitch(), self.patch());
+        for (filter, row) in summed.chunks_exact(pitch).enumerate() {
+            for (k, value) in row[..patch].iter().enumerate() {
+                out[k * self.filters + filter] = *value;
+            }
+        }
+    }
+}

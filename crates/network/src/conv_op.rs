@@ -1,0 +1,116 @@
+//! The convolution block as one operation on the tape.
+
+use std::sync::Arc;
+
+use dfdx::tensor::{Cpu, CpuError, Tape as _};
+use rayon::prelude::*;
+
+use crate::{
+    conv::{Conv, Kept, Partial},
+    matmul::transpose,
+    partition::{CHUNK, group_size, sum_in_order},
+    scratch,
+    tape::{Flow, LayerWeights, Tape, give, take},
+};
+
+/// Runs the block on a batch and records its backward pass.
+pub(crate) fn forward(
+    conv: &Conv,
+    layer: &LayerWeights,
+    input: &Flow,
+    batch: usize,
+    device: &Cpu,
+    tape: &mut Tape,
+) -> Result<Flow, CpuError> {
+    let (input_len, len) = (conv.input_len(), conv.output_len());
+    let mut output = vec![0.0; batch * len];
+    let mut before = vec![0.0; if conv.activation.needs_input() { batch * len } else { 0 }];
+    let mut winners = vec![0; if conv.pool > 1 { batch * len } else { 0 }];
+    let view = input.values.view();
+    let (size, count) = (CHUNK * len, batch.div_ceil(CHUNK));
+    let befores = chunks(&mut before, size, count);
+    let winner_chunks = chunks(&mut winners, size, count);
+    output.par_chunks_mut(size).zip(befores).zip(winner_chunks).enumerate().for_each(|(index, ((output, before), winners))| {
+        let images = output.len() / len;
+        let start = index * CHUNK * input_len;
+        let view = view.range(start..start + images * input_len);
+        scratch::with(|scratch| conv.forward(&layer.weights, &layer.bias, view, images, output, before, winners, scratch));
+    });
+
+    let output = Arc::new(output);
+    let (flow, node) = Flow::new(output.clone(), device)?;
+    let (conv, layer, input) = (conv.clone(), layer.clone(), input.clone());
+    tape.add_backward_op(move |grads| {
+        let gradient = take(grads, &node, batch * len)?;
+        let mut input_gradient = vec![0.0; if input.node.is_some() { batch * input_len } else { 0 }];
+        let saved = Saved { output: &output, before: &before, winners: &winners };
+        let partials = backward(&conv, &layer, &input, &saved, gradient, &mut input_gradient);
+        if let Some(input_node) = &input.node {
+            give(grads, input_node, input_gradient)?;
+        }
+        let biases: Vec<&[f32]> = partials.iter().map(|partial| partial.bias.as_slice()).collect();
+        sum_in_order(&biases, grads.get_or_alloc_mut(&layer.bias_tensor)?);
+        let weights: Vec<&[f32]> = partials.iter().map(|partial| partial.weights.as_slice()).collect();
+        let out = grads.get_or_alloc_mut(&layer.weights_tensor)?;
+        if conv.gradient_is_by_filter() {
+            let mut summed = vec![0.0; conv.gradient_pitch() * conv.filters];
+            sum_in_order(&weights, &mut summed);
+            conv.weights_gradient(&summed, out);
+        } else {
+            sum_in_order(&weights, out);
+        }
+        Ok(())
+    });
+    Ok(flow)
+}
+
+/// What the forward pass left behind for the whole batch.
+struct Saved<'a> {
+    output: &'a [f32],
+    before: &'a [f32],
+    winners: &'a [u8],
+}
+
+/// One partial sum of the weights' gradient for each group of images, in the order of the batch.
+fn backward(
+    conv: &Conv,
+    layer: &LayerWeights,
+    input: &Flow,
+    saved: &Saved<'_>,
+    mut gradient: Vec<f32>,
+    input_gradient: &mut [f32],
+) -> Vec<Partial> {
+    let (input_len, len) = (conv.input_len(), conv.output_len());
+    let mut by_filter = vec![0.0; if conv.gradient_is_by_filter() && input.node.is_some() { layer.weights.len() } else { 0 }];
+    if !by_filter.is_empty() {
+        transpose(&layer.weights, conv.patch(), conv.filters, &mut by_filter);
+    }
+    let group = group_size(gradient.len() / len);
+    let view = input.values.view();
+    let input_chunks = chunks(input_gradient, group * input_len, gradient.len().div_ceil(group * len));
+    let groups = gradient.par_chunks_mut(group * len).zip(input_chunks).enumerate();
+    groups
+        .map(|(index, (gradient, input_gradient))| {
+            let images = gradient.len() / len;
+            let (first, outputs) = (index * group, index * group * len..(index * group + images) * len);
+            let part = |all: usize| if all == 0 { 0..0 } else { outputs.clone() };
+            let kept = Kept {
+                input: view.range(first * input_len..(first + images) * input_len),
+                output: &saved.output[outputs.clone()],
+                before: &saved.before[part(saved.before.len())],
+                winners: &saved.winners[part(saved.winners.len())],
+            };
+            let mut partial = conv.empty_partial();
+            let input_gradient = (!input_gradient.is_empty()).then_some(input_gradient);
+            scratch::with(|scratch| {
+                conv.backward(&layer.weights, &by_filter, &kept, images, gradient, &mut partial, input_gradient, scratch);
+            });
+            partial
+        })
+        .collect()
+}
+
+/// `count` chunks of `size` values; empty ones where there are no values, for buffers that a block has no use for.
+fn chunks<T: Send>(values: &mut [T], size: usize, count: usize) -> Vec<&mut [T]> {
+    if values.is_empty() { (0..count).map(|_| Default::default()).collect() } else { values.chunks_mut(size).collect() }
+}

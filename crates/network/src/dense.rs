@@ -1,0 +1,104 @@
+//! The fully connected layer with bias and activation. An image that reaches it is taken as it lies in memory:
+//! row by row, column by column, channel by channel (as in Keras; PyTorch's `Flatten` puts channels first).
+
+use std::sync::Arc;
+
+use dfdx::tensor::{Cpu, CpuError, Tape as _};
+use rayon::prelude::*;
+
+use crate::{
+    conv::pooling::add_bias,
+    layer::Activation,
+    matmul::{Matrix, multiply},
+    scratch::{self, Scratch, sized},
+    simd::add_rows,
+    tape::{Flow, LayerWeights, Tape, give, take},
+};
+
+/// Examples that one product takes in, always as many: a last, smaller block is filled up, so that a result does not depend
+/// on how many examples come with it.
+pub(crate) const ROWS: usize = 16;
+
+/// Rows of the weights whose gradient one thread computes.
+const WEIGHT_ROWS: usize = 128;
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Dense {
+    pub(crate) inputs: usize,
+    pub(crate) units: usize,
+    pub(crate) activation: Activation,
+}
+
+impl Dense {
+    /// Outputs of any number of examples on one thread; `before` gets the values before the activation, or is empty.
+    pub(crate) fn forward(&self, weights: &[f32], bias: &[f32], input: &[f32], output: &mut [f32], before: &mut [f32], scratch: &mut Scratch) {
+        let (inputs, units) = (self.inputs, self.units);
+        let weights = Matrix::rows(weights, inputs, units, units);
+        for (index, (input, output)) in input.chunks(ROWS * inputs).zip(output.chunks_mut(ROWS * units)).enumerate() {
+            if output.len() == ROWS * units {
+                multiply(output, Matrix::rows(input, ROWS, inputs, inputs), weights, false);
+            } else {
+                let filled = sized(&mut scratch.columns, ROWS * inputs);
+                filled[..input.len()].copy_from_slice(input);
+                let product = sized(&mut scratch.product, ROWS * units);
+                multiply(product, Matrix::rows(filled, ROWS, inputs, inputs), weights, false);
+                output.copy_from_slice(&product[..output.len()]);
+            }
+            add_bias(output, bias);
+            if !before.is_empty() {
+                before[index * ROWS * units..][..output.len()].copy_from_slice(output);
+            }
+            self.activation.apply(output);
+        }
+    }
+
+    /// Runs the layer on a batch and records its backward pass.
+    pub(crate) fn forward_op(&self, layer: &LayerWeights, input: &Flow, batch: usize, device: &Cpu, tape: &mut Tape) -> Result<Flow, CpuError> {
+        let (inputs, units) = (self.inputs, self.units);
+        let values = input.values.to_floats(1);
+        let mut output = vec![0.0; batch * units];
+        let mut before = vec![0.0; if self.activation.needs_input() { batch * units } else { 0 }];
+        let mut befores: Vec<&mut [f32]> = before.chunks_mut(ROWS * units).collect();
+        befores.resize_with(batch.div_ceil(ROWS), Default::default);
+        let blocks = values.par_chunks(ROWS * inputs).zip(output.par_chunks_mut(ROWS * units)).zip(befores);
+        blocks.for_each(|((input, output), before)| {
+            scratch::with(|scratch| self.forward(&layer.weights, &layer.bias, input, output, before, scratch));
+        });
+
+        let output = Arc::new(output);
+        let (flow, node) = Flow::new(output.clone(), device)?;
+        let (dense, layer, input_node) = (self.clone(), layer.clone(), input.node.clone());
+        tape.add_backward_op(move |grads| {
+            let mut gradient = take(grads, &node, batch * units)?;
+            dense.activation.backward(if dense.activation.needs_input() { &before } else { &output }, &mut gradient);
+            add_rows(&gradient, grads.get_or_alloc_mut(&layer.bias_tensor)?);
+            dense.weights_gradient(&values, &gradient, grads.get_or_alloc_mut(&layer.weights_tensor)?);
+            match input_node {
+                Some(node) => give(grads, &node, dense.input_gradient(&layer.weights, &gradient)),
+                None => Ok(()),
+            }
+        });
+        Ok(flow)
+    }
+
+    /// `out = inputᵀ gradient`: each thread takes some rows of the weights and all examples.
+    fn weights_gradient(&self, input: &[f32], gradient: &[f32], out: &mut [f32]) {
+        let batch = gradient.len() / self.units;
+        out.par_chunks_mut(WEIGHT_ROWS * self.units).enumerate().for_each(|(index, out)| {
+            let rows = out.len() / self.units;
+            let input = Matrix::rows(&input[index * WEIGHT_ROWS..], batch, rows, self.inputs).transposed();
+            multiply(out, input, Matrix::rows(gradient, batch, self.units, self.units), false);
+        });
+    }
+
+    /// `gradient weightsᵀ`: each thread takes some examples.
+    fn input_gradient(&self, weights: &[f32], gradient: &[f32]) -> Vec<f32> {
+        let batch = gradient.len() / self.units;
+        let weights = Matrix::rows(weights, self.inputs, self.units, self.units).transposed();
+        let mut out = vec![0.0; batch * self.inputs];
+        out.par_chunks_mut(ROWS * self.inputs).zip(gradient.par_chunks(ROWS * self.units)).for_each(|(out, gradient)| {
+            multiply(out, Matrix::rows(gradient, gradient.len() / self.units, self.units, self.units), weights, false);
+        });
+        out
+    }
+}

@@ -1,0 +1,115 @@
+//! Inference: no tape, a few examples at a time through the whole network on one thread.
+
+use std::{cell::RefCell, mem};
+
+use rayon::prelude::*;
+
+use crate::{
+    error::NetworkError,
+    examples::{Input, View},
+    loss::{self, LossOptions, StepReport},
+    network::{Batch, Cursor, Network},
+    plan::{Block, Placed},
+    scratch::{self, Scratch, sized},
+};
+
+/// Examples that one thread takes through the network at once: few enough that they stay in its cache.
+const EXAMPLES: usize = 16;
+
+thread_local! {
+    /// The outputs of the last two layers.
+    static BUFFERS: RefCell<[Vec<f32>; 2]> = RefCell::default();
+}
+
+impl Network {
+    /// The logits of each example, `[examples, classes]`: dropout does nothing, batch norms use their running statistics.
+    ///
+    /// What comes out for an example has the same bits whatever examples come with it and however many threads there are.
+    ///
+    /// # Errors
+    ///
+    /// If the input does not hold a whole number of examples.
+    pub fn logits(&self, input: Input<'_>) -> Result<Vec<f32>, NetworkError> {
+        let count = self.count(input)?;
+        let (input_len, classes) = (self.architecture().input.len(), self.classes());
+        let mut out = vec![0.0; count * classes];
+        out.par_chunks_mut(EXAMPLES * classes).enumerate().for_each(|(index, out)| {
+            let first = index * EXAMPLES * input_len;
+            let view = input.view().range(first..first + out.len() / classes * input_len);
+            // Taken, not borrowed, so that no order of tasks can find them in use.
+            let mut buffers = BUFFERS.with(|buffers| mem::take(&mut *buffers.borrow_mut()));
+            scratch::with(|scratch| self.infer(view, out.len() / classes, out, &mut buffers, scratch));
+            BUFFERS.with(|kept| *kept.borrow_mut() = buffers);
+        });
+        Ok(out)
+    }
+
+    /// The probability of each class for each example, `[examples, classes]`: the softmax of the logits.
+    ///
+    /// # Errors
+    ///
+    /// As [`Network::logits`].
+    pub fn probabilities(&self, input: Input<'_>) -> Result<Vec<f32>, NetworkError> {
+        let mut values = self.logits(input)?;
+        values.par_chunks_mut(self.classes()).for_each(loss::softmax);
+        Ok(values)
+    }
+
+    /// The loss and the number of hits on labelled examples, without learning from them.
+    ///
+    /// # Errors
+    ///
+    /// If there are no examples, sizes do not fit, a label has no logit, or an option is out of range.
+    pub fn evaluate(&self, batch: Batch<'_>, options: &LossOptions) -> Result<StepReport, NetworkError> {
+        self.check_batch(batch, options)?;
+        Ok(loss::cross_entropy(&self.logits(batch.input)?, batch.labels, options, None))
+    }
+
+    /// The logits of a few examples on one thread.
+    fn infer(&self, input: View<'_>, count: usize, out: &mut [f32], buffers: &mut [Vec<f32>; 2], scratch: &mut Scratch) {
+        // Until a layer has written to `buffers[0]`, the input itself is what the next layer reads.
+        let mut len = None;
+        if !matches!(self.blocks[0].block, Block::Conv(_)) {
+            let size = count * self.architecture().input.len();
+            input.write(self.architecture().input.channels(), sized(&mut buffers[0], size));
+            len = Some(size);
+        }
+        let mut cursor = Cursor::default();
+        for placed in &self.blocks {
+            let [current, next] = buffers;
+            if let (Block::BatchNorm(norm), Some(len)) = (&placed.block, len) {
+                let (scale, shift) = self.values(cursor);
+                norm.infer(scale, shift, &self.running[cursor.running], &mut current[..len]);
+            } else if !matches!(placed.block, Block::Dropout(_)) {
+                let view = len.map_or(input, |len| View::Floats(&current[..len]));
+                let size = count * placed.output_len;
+                self.infer_block(placed, cursor, view, count, sized(next, size), scratch);
+                buffers.swap(0, 1);
+                len = Some(size);
+            }
+            cursor.advance(&placed.block);
+        }
+        out.copy_from_slice(&buffers[0][..out.len()]);
+    }
+
+    fn infer_block(&self, placed: &Placed, cursor: Cursor, input: View<'_>, count: usize, output: &mut [f32], scratch: &mut Scratch) {
+        match (&placed.block, input) {
+            (Block::Conv(conv), input) => {
+                let (weights, bias) = self.values(cursor);
+                conv.forward(weights, bias, input, count, output, &mut [], &mut [], scratch);
+            }
+            (Block::Dense(dense), View::Floats(input)) => {
+                let (weights, bias) = self.values(cursor);
+                dense.forward(weights, bias, input, output, &mut [], scratch);
+            }
+            (Block::Pool(pool), View::Floats(input)) => pool.forward(input, output, &mut []),
+            // Norms work in place and dropout does nothing; pixels were converted before any other first layer.
+            _ => unreachable!("only convolutions read pixels"),
+        }
+    }
+
+    /// Weights and bias of the block at the cursor.
+    fn values(&self, cursor: Cursor) -> (&[f32], &[f32]) {
+        (&self.parameters[cursor.parameter].values, &self.parameters[cursor.parameter + 1].values)
+    }
+}

@@ -1,0 +1,320 @@
+//! The network: weights, one training step, and its state.
+
+use std::sync::Arc;
+
+use dfdx::{
+    tensor::{Cpu, TensorFromVec},
+    tensor_ops::Backward,
+};
+
+use crate::{
+    architecture::{Architecture, ArchitectureReport},
+    batchnorm::Running,
+    conv_op,
+    error::NetworkError,
+    examples::Input,
+    init,
+    loss::{self, LossOptions, StepReport},
+    optimiser::Optimiser,
+    plan::{self, Block, Placed, Start, WeightSpec},
+    tape::{Flow, LayerWeights, Tape, Vector},
+    weights::{TensorData, read_tensors, write_tensors},
+};
+
+/// A tensor that is learned.
+pub(crate) struct Parameter {
+    pub(crate) name: String,
+    /// The shape in files; the dfdx tensor has the same values in one axis.
+    pub(crate) shape: Vec<usize>,
+    pub(crate) tensor: Vector,
+    /// A copy of the tensor's values: those of a dfdx tensor can only be read by copying.
+    pub(crate) values: Arc<Vec<f32>>,
+}
+
+impl Parameter {
+    pub(crate) fn len(&self) -> usize {
+        self.values.len()
+    }
+
+    /// Weight decay is for the weights of sums, not for biases, scales and shifts.
+    pub(crate) fn decays(&self) -> bool {
+        self.shape.len() > 1
+    }
+
+    /// After a step of the optimiser.
+    fn refresh(&mut self) {
+        self.tensor.copy_into(Arc::make_mut(&mut self.values).as_mut_slice());
+    }
+
+    fn set(&mut self, values: &[f32]) {
+        self.tensor.copy_from(values);
+        Arc::make_mut(&mut self.values).copy_from_slice(values);
+    }
+}
+
+/// Some labelled examples to learn from.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<'a> {
+    /// The examples.
+    pub input: Input<'a>,
+    /// The class of each, from 0.
+    pub labels: &'a [u32],
+}
+
+/// All that training changes in a network, as [`Network::snapshot`] takes it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Snapshot {
+    parameters: Vec<Arc<Vec<f32>>>,
+    running: Vec<Running>,
+}
+
+/// A network with its weights.
+///
+/// It is `Send` and `Sync`; inference ([`Network::logits`]) needs only a shared reference.
+pub struct Network {
+    architecture: Architecture,
+    report: ArchitectureReport,
+    seed: u64,
+    device: Cpu,
+    pub(crate) blocks: Vec<Placed>,
+    /// The blocks' weights in order.
+    pub(crate) parameters: Vec<Parameter>,
+    /// The batch norms' running statistics in order.
+    pub(crate) running: Vec<Running>,
+}
+
+/// Where a block's weights begin in the lists of the network.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Cursor {
+    pub(crate) parameter: usize,
+    pub(crate) running: usize,
+}
+
+impl Cursor {
+    /// Past one block.
+    pub(crate) fn advance(&mut self, block: &Block) {
+        match block {
+            Block::Conv(_) | Block::Dense(_) => self.parameter += 2,
+            Block::BatchNorm(_) => (self.parameter, self.running) = (self.parameter + 2, self.running + 1),
+            Block::Pool(_) | Block::Dropout(_) => {}
+        }
+    }
+}
+
+impl Network {
+    /// A network before training: weights are drawn from `seed` (He's uniform distribution before ReLU, GELU and SiLU, Glorot's
+    /// otherwise), biases are zero. The seed also determines every dropout mask.
+    ///
+    /// # Errors
+    ///
+    /// If the layers do not fit; see [`Architecture::check`].
+    pub fn new(architecture: &Architecture, seed: u64) -> Result<Self, NetworkError> {
+        let report = architecture.check()?;
+        let blocks = plan::blocks(architecture)?;
+        let device = Cpu::default();
+        let (mut parameters, mut running) = (Vec::new(), Vec::new());
+        for placed in &blocks {
+            for spec in placed.block.weights() {
+                let stream = parameters.len() as u64;
+                parameters.push(first_parameter(&spec, placed.layer, seed, stream, &device)?);
+            }
+            if let Block::BatchNorm(norm) = &placed.block {
+                running.push(Running::new(norm.channels));
+            }
+        }
+        Ok(Network { architecture: architecture.clone(), report, seed, device, blocks, parameters, running })
+    }
+
+    /// The layers it was made from.
+    pub fn architecture(&self) -> &Architecture {
+        &self.architecture
+    }
+
+    /// Shapes, parameters and costs; `Display` is a table for users.
+    pub fn report(&self) -> &ArchitectureReport {
+        &self.report
+    }
+
+    /// Number of logits.
+    pub fn classes(&self) -> usize {
+        self.report.classes()
+    }
+
+    /// How each convolution is computed, one line a block, for logs and benchmarks.
+    pub fn kernels(&self) -> Vec<String> {
+        let describe = |placed: &Placed| match &placed.block {
+            Block::Conv(conv) => {
+                Some(format!("layer {}: forward {}, backward {}", placed.layer + 1, conv.forward_path(), conv.backward_path()))
+            }
+            _ => None,
+        };
+        self.blocks.iter().filter_map(describe).collect()
+    }
+
+    /// One step of training: forward, loss, backward, update. The step's number, which determines the dropout masks, is the
+    /// optimiser's.
+    ///
+    /// The work is spread over the current rayon thread pool; the result has the same bits for any number of threads.
+    ///
+    /// # Errors
+    ///
+    /// If the batch is empty or its sizes do not fit, a label has no logit, or an option is out of range. The network is
+    /// then unchanged.
+    pub fn train_step(&mut self, batch: Batch<'_>, optimiser: &mut Optimiser, options: &LossOptions) -> Result<StepReport, NetworkError> {
+        let examples = self.check_batch(batch, options)?;
+        let (flow, tape, statistics) = self.forward_op(batch.input, examples, optimiser.step())?;
+        let (loss, report) = loss::forward_op(&flow, batch.labels, options, &self.device, tape)?;
+        let grads = loss.try_backward()?;
+        drop(flow);
+        optimiser.update(self, grads)?;
+        self.parameters.iter_mut().for_each(Parameter::refresh);
+        self.running.iter_mut().zip(&statistics).for_each(|(running, batch)| running.update(batch));
+        Ok(report)
+    }
+
+    pub(crate) fn check_batch(&self, batch: Batch<'_>, options: &LossOptions) -> Result<usize, NetworkError> {
+        options.check(self.classes())?;
+        let examples = self.count(batch.input)?;
+        if examples != batch.labels.len() || examples == 0 {
+            let why = format!("the input holds {examples} examples; a batch needs at least one");
+            return Err(NetworkError::Size { what: "the labels", found: batch.labels.len(), expected: examples.max(1), why });
+        }
+        loss::check_labels(batch.labels, self.classes())?;
+        Ok(examples)
+    }
+
+    /// Number of examples of an input.
+    pub(crate) fn count(&self, input: Input<'_>) -> Result<usize, NetworkError> {
+        input.count(self.architecture.input.len(), self.architecture.input.channels())
+    }
+
+    /// The logits of a batch with the tape that leads back to the weights, and the statistics of each batch norm.
+    pub(crate) fn forward_op(&self, input: Input<'_>, batch: usize, step: u64) -> Result<(Flow, Tape, Vec<Running>), NetworkError> {
+        let mut tape = Tape::default();
+        let mut statistics = Vec::new();
+        let mut values = input.to_values();
+        if !matches!(self.blocks.first().map(|placed| &placed.block), Some(Block::Conv(_))) {
+            values = crate::examples::Values::Floats(values.to_floats(self.architecture.input.channels()));
+        }
+        let mut flow = Flow { values, node: None };
+        let mut cursor = Cursor::default();
+        for placed in &self.blocks {
+            let device = &self.device;
+            flow = match &placed.block {
+                Block::Conv(conv) => conv_op::forward(conv, &self.layer(cursor), &flow, batch, device, &mut tape)?,
+                Block::Dense(dense) => dense.forward_op(&self.layer(cursor), &flow, batch, device, &mut tape)?,
+                Block::Pool(pool) => pool.forward_op(&flow, batch, device, &mut tape)?,
+                Block::Dropout(dropout) => dropout.forward_op(self.seed, step, &flow, device, &mut tape)?,
+                Block::BatchNorm(norm) => {
+                    let (flow, batch) = norm.forward_op(&self.layer(cursor), &flow, device, &mut tape)?;
+                    statistics.push(batch);
+                    flow
+                }
+            };
+            cursor.advance(&placed.block);
+        }
+        Ok((flow, tape, statistics))
+    }
+
+    fn layer(&self, cursor: Cursor) -> LayerWeights {
+        let (weights, bias) = (&self.parameters[cursor.parameter], &self.parameters[cursor.parameter + 1]);
+        LayerWeights {
+            weights: weights.values.clone(),
+            bias: bias.values.clone(),
+            weights_tensor: weights.tensor.clone(),
+            bias_tensor: bias.tensor.clone(),
+        }
+    }
+
+    /// All that training changes, to come back to with [`Network::restore`]: the best checkpoint.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot { parameters: self.parameters.iter().map(|parameter| parameter.values.clone()).collect(), running: self.running.clone() }
+    }
+
+    /// Goes back to a snapshot of this network (or of one of the same architecture).
+    ///
+    /// # Errors
+    ///
+    /// If the snapshot is of another architecture.
+    pub fn restore(&mut self, snapshot: &Snapshot) -> Result<(), NetworkError> {
+        let sizes = |parameters: &[Arc<Vec<f32>>]| parameters.iter().map(|values| values.len()).collect::<Vec<_>>();
+        let ours: Vec<usize> = self.parameters.iter().map(Parameter::len).collect();
+        if sizes(&snapshot.parameters) != ours || snapshot.running.len() != self.running.len() {
+            return Err(NetworkError::Weights("the snapshot was taken of a network with other layers".into()));
+        }
+        self.parameters.iter_mut().zip(&snapshot.parameters).for_each(|(parameter, values)| parameter.set(values));
+        self.running.clone_from(&snapshot.running);
+        Ok(())
+    }
+
+    /// The weights as a safetensors file; equal weights give equal bytes.
+    ///
+    /// The layer at place `N` of the architecture (from 0) has `layers.N.weight` and `layers.N.bias`, little-endian f32:
+    ///
+    /// | layer | weight | bias |
+    /// |---|---|---|
+    /// | `conv` | `[rows, columns, channels, filters]` | `[filters]` |
+    /// | `dense` | `[inputs, units]`; inputs of an image in the order row, column, channel | `[units]` |
+    /// | `batchnorm` | `[channels]`, the scale | `[channels]`, the shift |
+    ///
+    /// A `batchnorm` also has `layers.N.running_mean` and `layers.N.running_var`, `[channels]`. These are Keras' layouts;
+    /// PyTorch has `[filters, channels, rows, columns]` and `[units, inputs]`.
+    ///
+    /// # Errors
+    ///
+    /// None that data could cause.
+    pub fn to_safetensors(&self) -> Result<Vec<u8>, NetworkError> {
+        let mut tensors: Vec<TensorData> = self.parameters.iter().map(TensorData::from).collect();
+        for (layer, running) in self.norm_layers().zip(&self.running) {
+            for (name, values) in [("running_mean", &running.mean), ("running_var", &running.variance)] {
+                tensors.push(TensorData { name: format!("layers.{layer}.{name}"), shape: vec![values.len()], values: values.clone() });
+            }
+        }
+        write_tensors(tensors)
+    }
+
+    /// A network with the weights of [`Network::to_safetensors`].
+    ///
+    /// # Errors
+    ///
+    /// If the layers do not fit, the bytes are damaged, or tensors are missing, of another shape or type, or too many:
+    /// all of them are named.
+    pub fn from_safetensors(architecture: &Architecture, bytes: &[u8]) -> Result<Self, NetworkError> {
+        let mut network = Network::new(architecture, 0)?;
+        let mut wanted: Vec<(String, Vec<usize>)> = network.parameters.iter().map(|p| (p.name.clone(), p.shape.clone())).collect();
+        for (layer, running) in network.norm_layers().zip(&network.running) {
+            wanted.extend(["running_mean", "running_var"].map(|name| (format!("layers.{layer}.{name}"), vec![running.mean.len()])));
+        }
+        let mut tensors = read_tensors(bytes, &wanted)?.into_iter();
+        for (parameter, values) in network.parameters.iter_mut().zip(&mut tensors) {
+            parameter.set(&values);
+        }
+        for running in &mut network.running {
+            let (mean, variance) = (tensors.next().unwrap_or_default(), tensors.next().unwrap_or_default());
+            *running = Running { mean, variance };
+        }
+        Ok(network)
+    }
+
+    /// The layers that have running statistics.
+    fn norm_layers(&self) -> impl Iterator<Item = usize> + '_ {
+        self.blocks.iter().filter(|placed| matches!(placed.block, Block::BatchNorm(_))).map(|placed| placed.layer)
+    }
+}
+
+impl From<&Parameter> for TensorData {
+    fn from(parameter: &Parameter) -> Self {
+        TensorData { name: parameter.name.clone(), shape: parameter.shape.clone(), values: parameter.values.to_vec() }
+    }
+}
+
+fn first_parameter(spec: &WeightSpec, layer: usize, seed: u64, stream: u64, device: &Cpu) -> Result<Parameter, NetworkError> {
+    let count = spec.shape.iter().product();
+    let values = match spec.start {
+        Start::Zeros => vec![0.0; count],
+        Start::Ones => vec![1.0; count],
+        Start::Random { inputs, outputs, activation } => init::weights(count, inputs, outputs, activation, seed, stream),
+    };
+    let tensor = device.try_tensor_from_vec(values.clone(), (count,))?;
+    Ok(Parameter { name: format!("layers.{layer}.{}", spec.name), shape: spec.shape.clone(), tensor, values: Arc::new(values) })
+}

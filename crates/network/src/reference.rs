@@ -1,0 +1,1 @@
+//! The operations as plain loops, and the properties that hold against them.

@@ -1,0 +1,92 @@
+//! Compiles a loop for AVX-512, for AVX2 with FMA, and for the baseline, and chooses at run time.
+
+/// The widest instruction set that this machine and operating system offer to our loops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Level {
+    /// AVX-512 F, VL, BW, DQ and FMA.
+    Avx512,
+    /// AVX2 and FMA.
+    Avx2,
+    /// What the target guarantees.
+    Baseline,
+}
+
+/// Detected once by the standard library and cached there.
+#[inline]
+pub(crate) fn level() -> Level {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::is_x86_feature_detected as has;
+        if has!("avx512f") && has!("avx512vl") && has!("avx512bw") && has!("avx512dq") && has!("fma") && has!("avx2") {
+            return Level::Avx512;
+        }
+        if has!("avx2") && has!("fma") {
+            return Level::Avx2;
+        }
+    }
+    Level::Baseline
+}
+
+/// `a * b + c`: fused where the loop is compiled for FMA; without FMA, `mul_add` would be a slow library call.
+#[inline(always)]
+pub(crate) fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// Defines a function whose body is compiled once for each [`Level`]. The body may use the constant `FMA`.
+macro_rules! for_each_level {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments)]
+        $vis fn $name($($arg: $type),*) $(-> $result)? {
+            #[inline(always)]
+            #[allow(clippy::too_many_arguments)]
+            fn body<const FMA: bool>($($arg: $type),*) $(-> $result)? $body
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
+            #[allow(clippy::too_many_arguments)]
+            fn avx512($($arg: $type),*) $(-> $result)? {
+                body::<true>($($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            #[allow(clippy::too_many_arguments)]
+            fn avx2($($arg: $type),*) $(-> $result)? {
+                body::<true>($($arg),*)
+            }
+            match $crate::simd::level() {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: the features that the function is compiled for were just detected.
+                $crate::simd::Level::Avx512 => unsafe { avx512($($arg),*) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: the features that the function is compiled for were just detected.
+                $crate::simd::Level::Avx2 => unsafe { avx2($($arg),*) },
+                _ => body::<false>($($arg),*),
+            }
+        }
+    };
+}
+pub(crate) use for_each_level;
+
+for_each_level! {
+    /// `sums[j] += Σ_i rows[i][j]` for rows of `sums.len()` values.
+    pub(crate) fn add_rows(rows: &[f32], sums: &mut [f32]) {
+        let _ = FMA;
+        let width = sums.len();
+        for row in rows.chunks_exact(width) {
+            for (sum, value) in sums.iter_mut().zip(row) {
+                *sum += *value;
+            }
+        }
+    }
+}
+
+for_each_level! {
+    /// `out[j] += values[j]`.
+    pub(crate) fn add(values: &[f32], out: &mut [f32]) {
+        let _ = FMA;
+        for (out, value) in out.iter_mut().zip(values) {
+            *out += *value;
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! How our operations hang on dfdx's tape.
+//!
+//! A dfdx tensor can only be read by copying it, so what flows from layer to layer are shared vectors, and each flow has a
+//! *node*: an empty dfdx tensor whose identity is the key of its gradient on the tape. The layer that reads a flow gives its
+//! gradient to the node; the layer that made the flow takes it from there. Weights and the loss are real dfdx tensors.
+
+use std::sync::Arc;
+
+use dfdx::tensor::{Cpu, CpuError, Gradients, OwnedTape, Tensor, TensorFromVec};
+
+use crate::examples::Values;
+
+/// A dfdx tensor of one axis: the weights of a layer, or the node of a flow.
+pub(crate) type Vector = Tensor<(usize,), f32, Cpu>;
+pub(crate) type Tape = OwnedTape<f32, Cpu>;
+pub(crate) type Grads = Gradients<f32, Cpu>;
+
+/// What one layer hands to the next while training.
+#[derive(Clone)]
+pub(crate) struct Flow {
+    pub(crate) values: Values,
+    /// The key of the gradient; `None` for the examples themselves, whose gradient nobody needs.
+    pub(crate) node: Option<Vector>,
+}
+
+impl Flow {
+    pub(crate) fn new(values: Arc<Vec<f32>>, device: &Cpu) -> Result<(Self, Vector), CpuError> {
+        let node = device.try_tensor_from_vec(Vec::new(), (0,))?;
+        Ok((Flow { values: Values::Floats(values), node: Some(node.clone()) }, node))
+    }
+}
+
+/// Takes the gradient of a flow off the tape; `len` zeros if the loss does not depend on it.
+pub(crate) fn take(grads: &mut Grads, node: &Vector, len: usize) -> Result<Vec<f32>, CpuError> {
+    let gradient = std::mem::take(&mut **grads.get_or_alloc_mut(node)?);
+    Ok(if gradient.is_empty() { vec![0.0; len] } else { gradient })
+}
+
+/// Puts the gradient of a flow on the tape. Each flow is read by one layer, so nothing is there yet.
+pub(crate) fn give(grads: &mut Grads, node: &Vector, gradient: Vec<f32>) -> Result<(), CpuError> {
+    **grads.get_or_alloc_mut(node)? = gradient;
+    Ok(())
+}
+
+/// A layer's weights and bias for one step: the numbers and the dfdx tensors that their gradients belong to.
+#[derive(Clone)]
+pub(crate) struct LayerWeights {
+    pub(crate) weights: Arc<Vec<f32>>,
+    pub(crate) bias: Arc<Vec<f32>>,
+    pub(crate) weights_tensor: Vector,
+    pub(crate) bias_tensor: Vector,
+}
