@@ -1,1 +1,25 @@
-//! Store: raw files into datasets in Parquet, with schema, counts and profile.
+//! Store: raw files into datasets.
+//!
+//! Takes a files artifact (or a plain folder) and gives a dataset artifact: `data.parquet` with a stated Arrow schema and
+//! `profile.json` with row counts, class counts per split, and column or channel statistics. Rows keep a fixed order, so
+//! the same files give the same bytes.
+//!
+//! | stage | takes |
+//! |---|---|
+//! | [`store.idx`](idx::Idx) | IDX files as MNIST is published, plain or gzipped |
+//!
+//! Nothing is believed that can be checked: lengths in headers are compared with what is there before memory is taken for
+//! them, and every error names the file and the line, row or byte.
+
+pub mod idx;
+
+mod content;
+mod idx_file;
+mod outcome;
+#[cfg(test)]
+mod testing;
+
+use artifact::StageType;
+
+/// The stages of this crate.
+pub const STAGES: &[StageType] = &[StageType::of::<idx::Idx>()];
