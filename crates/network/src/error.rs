@@ -9,7 +9,7 @@ pub enum NetworkError {
     #[error(transparent)]
     Architecture(#[from] ArchitectureError),
     /// A batch does not have the size that the network or the labels ask for.
-    #[error("feeding the network: {what} has {found} values, {expected} are needed ({why})")]
+    #[error("feeding the network: {what}: {found} values were given, {expected} are needed ({why})")]
     Size {
         /// What was given.
         what: &'static str,

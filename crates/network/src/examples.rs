@@ -191,6 +191,6 @@ mod tests {
     #[test]
     fn a_batch_with_half_an_example_is_refused() {
         let error = Input::Floats(&[0.0; 7]).count(3, 3).expect_err("7 is not a multiple of 3").to_string();
-        assert!(error.contains("has 7 values, 9 are needed"), "{error}");
+        assert!(error.contains("7 values were given, 9 are needed"), "{error}");
     }
 }

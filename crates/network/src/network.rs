@@ -46,7 +46,7 @@ impl Parameter {
         self.tensor.copy_into(Arc::make_mut(&mut self.values).as_mut_slice());
     }
 
-    fn set(&mut self, values: &[f32]) {
+    pub(crate) fn set(&mut self, values: &[f32]) {
         self.tensor.copy_from(values);
         Arc::make_mut(&mut self.values).copy_from_slice(values);
     }
@@ -273,14 +273,15 @@ impl Network {
         write_tensors(tensors)
     }
 
-    /// A network with the weights of [`Network::to_safetensors`].
+    /// A network with the weights of [`Network::to_safetensors`]. `seed` determines the dropout masks if training goes on, and
+    /// nothing else.
     ///
     /// # Errors
     ///
     /// If the layers do not fit, the bytes are damaged, or tensors are missing, of another shape or type, or too many:
     /// all of them are named.
-    pub fn from_safetensors(architecture: &Architecture, bytes: &[u8]) -> Result<Self, NetworkError> {
-        let mut network = Network::new(architecture, 0)?;
+    pub fn from_safetensors(architecture: &Architecture, seed: u64, bytes: &[u8]) -> Result<Self, NetworkError> {
+        let mut network = Network::new(architecture, seed)?;
         let mut wanted: Vec<(String, Vec<usize>)> = network.parameters.iter().map(|p| (p.name.clone(), p.shape.clone())).collect();
         for (layer, running) in network.norm_layers().zip(&network.running) {
             wanted.extend(["running_mean", "running_var"].map(|name| (format!("layers.{layer}.{name}"), vec![running.mean.len()])));

@@ -1,1 +1,412 @@
-//! The operations as plain loops, and the properties that hold against them.
+//! The whole network as plain loops in f64, and the properties that hold against it: the same logits for random shapes, and
+//! gradients that agree with central finite differences.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+
+use dfdx::tensor::AsArray;
+use dfdx::tensor_ops::Backward;
+use proptest::prelude::*;
+
+use crate::{
+    architecture::{Architecture, Shape, same_padding, windows},
+    examples::Input,
+    layer::{Activation, LayerSpec, Padding},
+    loss::{self, LossOptions},
+    network::Network,
+};
+
+/// Tensors by their names in files.
+type Weights = BTreeMap<String, Vec<f64>>;
+
+/// Some images (or lists of features, as images of one pixel).
+#[derive(Clone)]
+struct Images {
+    height: usize,
+    width: usize,
+    channels: usize,
+    /// `[batch, height, width, channels]`.
+    values: Vec<f64>,
+}
+
+impl Images {
+    fn batch(&self) -> usize {
+        self.values.len() / (self.height * self.width * self.channels)
+    }
+
+    /// The value at a place; zero outside of the image.
+    fn at(&self, n: usize, y: isize, x: isize, c: usize) -> f64 {
+        let inside = (0..self.height as isize).contains(&y) && (0..self.width as isize).contains(&x);
+        if inside { self.values[((n * self.height + y as usize) * self.width + x as usize) * self.channels + c] } else { 0.0 }
+    }
+
+    /// An image of another size whose values are computed one by one.
+    fn map(&self, height: usize, width: usize, channels: usize, value: impl Fn(usize, usize, usize, usize) -> f64) -> Images {
+        let mut values = Vec::new();
+        for n in 0..self.batch() {
+            for y in 0..height {
+                for x in 0..width {
+                    for c in 0..channels {
+                        values.push(value(n, y, x, c));
+                    }
+                }
+            }
+        }
+        Images { height, width, channels, values }
+    }
+}
+
+fn activate(activation: Activation, x: f64) -> f64 {
+    match activation {
+        Activation::None => x,
+        Activation::Relu => x.max(0.0),
+        Activation::Gelu => x * 0.5 * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2)),
+        Activation::Silu => x / (1.0 + (-x).exp()),
+    }
+}
+
+/// The error function by its Maclaurin series, which converges everywhere; here |x| stays small.
+fn erf(x: f64) -> f64 {
+    let (mut term, mut sum) = (x, x);
+    for n in 1..200 {
+        term *= -x * x / f64::from(n);
+        sum += term / f64::from(2 * n + 1);
+        if term.abs() < 1e-18 {
+            break;
+        }
+    }
+    sum * std::f64::consts::FRAC_2_SQRT_PI
+}
+
+/// One layer; batch norms use the batch's statistics, as in training. Dropout is left out.
+fn layer(layer: &LayerSpec, input: &Images, weight: &[f64], bias: &[f64]) -> Images {
+    let (height, width, channels) = (input.height, input.width, input.channels);
+    match *layer {
+        LayerSpec::Conv { filters, kernel: (rows, columns), stride, padding, activation } => {
+            let (top, bottom) = if padding == Padding::Same { same_padding(height, rows, stride) } else { (0, 0) };
+            let (left, right) = if padding == Padding::Same { same_padding(width, columns, stride) } else { (0, 0) };
+            let out_height = windows(height + top + bottom, rows, stride).unwrap();
+            let out_width = windows(width + left + right, columns, stride).unwrap();
+            input.map(out_height, out_width, filters, |n, y, x, f| {
+                let mut sum = bias[f];
+                for i in 0..rows {
+                    for j in 0..columns {
+                        for c in 0..channels {
+                            let (y, x) = ((y * stride + i) as isize - top as isize, (x * stride + j) as isize - left as isize);
+                            sum += input.at(n, y, x, c) * weight[((i * columns + j) * channels + c) * filters + f];
+                        }
+                    }
+                }
+                activate(activation, sum)
+            })
+        }
+        LayerSpec::MaxPool { window, stride } | LayerSpec::AveragePool { window, stride } => {
+            let is_mean = matches!(layer, LayerSpec::AveragePool { .. });
+            let (out_height, out_width) = (windows(height, window, stride).unwrap(), windows(width, window, stride).unwrap());
+            input.map(out_height, out_width, channels, |n, y, x, c| {
+                let places = (0..window * window).map(|p| ((y * stride + p / window) as isize, (x * stride + p % window) as isize));
+                let values = places.map(|(y, x)| input.at(n, y, x, c));
+                if is_mean { values.sum::<f64>() / (window * window) as f64 } else { values.fold(f64::NEG_INFINITY, f64::max) }
+            })
+        }
+        LayerSpec::GlobalPool => input.map(1, 1, channels, |n, _, _, c| {
+            let sum: f64 = (0..height * width).map(|p| input.at(n, (p / width) as isize, (p % width) as isize, c)).sum();
+            sum / (height * width) as f64
+        }),
+        LayerSpec::Dense { units, activation } => {
+            let inputs = height * width * channels;
+            input.map(1, 1, units, |n, _, _, unit| {
+                let products = (0..inputs).map(|i| input.values[n * inputs + i] * weight[i * units + unit]);
+                activate(activation, bias[unit] + products.sum::<f64>())
+            })
+        }
+        LayerSpec::BatchNorm { activation } => {
+            let count = (input.values.len() / channels) as f64;
+            let channel = |c: usize| input.values.iter().skip(c).step_by(channels);
+            let mean: Vec<f64> = (0..channels).map(|c| channel(c).sum::<f64>() / count).collect();
+            let variance: Vec<f64> = (0..channels).map(|c| channel(c).map(|x| (x - mean[c]).powi(2)).sum::<f64>() / count).collect();
+            input.map(height, width, channels, |n, y, x, c| {
+                let normal = (input.at(n, y as isize, x as isize, c) - mean[c]) / (variance[c] + 1e-5).sqrt();
+                activate(activation, normal * weight[c] + bias[c])
+            })
+        }
+        LayerSpec::Dropout { .. } => input.clone(),
+    }
+}
+
+fn logits(architecture: &Architecture, weights: &Weights, input: &[f64]) -> Vec<f64> {
+    let (height, width, channels) = match architecture.input {
+        Shape::Image { height, width, channels } => (height, width, channels),
+        Shape::Features(n) => (1, 1, n),
+    };
+    let mut images = Images { height, width, channels, values: input.to_vec() };
+    for (index, spec) in architecture.layers.iter().enumerate() {
+        let tensor = |name: &str| weights.get(&format!("layers.{index}.{name}")).map_or(&[][..], Vec::as_slice);
+        images = layer(spec, &images, tensor("weight"), tensor("bias"));
+    }
+    images.values
+}
+
+fn cross_entropy(logits: &[f64], labels: &[u32]) -> f64 {
+    let classes = logits.len() / labels.len();
+    let one = |(row, label): (&[f64], &u32)| row.iter().map(|x| x.exp()).sum::<f64>().ln() - row[*label as usize];
+    logits.chunks(classes).zip(labels).map(one).sum::<f64>() / labels.len() as f64
+}
+
+/// A random case: an architecture that passes its check, a batch, and a seed.
+#[derive(Clone, Debug)]
+struct Case {
+    architecture: Architecture,
+    batch: usize,
+    seed: u64,
+}
+
+impl Case {
+    fn network(&self) -> Network {
+        let mut network = Network::new(&self.architecture, self.seed).unwrap();
+        // Biases, scales and shifts begin as constants; make them differ, or nothing would tell them apart.
+        network.spread_biases(self.seed);
+        network
+    }
+
+    fn input(&self) -> Vec<f32> {
+        let mut draw = crate::init::uniform(self.seed, 1_000);
+        (0..self.batch * self.architecture.input.len()).map(|_| draw()).collect()
+    }
+
+    fn labels(&self) -> Vec<u32> {
+        let classes = self.architecture.check().unwrap().classes() as u32;
+        (0..self.batch as u32).map(|n| (n * 7 + 3) % classes).collect()
+    }
+}
+
+impl Network {
+    fn spread_biases(&mut self, seed: u64) {
+        for (index, parameter) in self.parameters.iter_mut().enumerate() {
+            if parameter.shape.len() == 1 {
+                let mut draw = crate::init::uniform(seed, 2_000 + index as u64);
+                let values: Vec<f32> = parameter.values.iter().map(|value| value + 0.3 * draw()).collect();
+                parameter.set(&values);
+            }
+        }
+    }
+
+    fn reference_weights(&self) -> Weights {
+        let values = |values: &[f32]| values.iter().map(|value| f64::from(*value)).collect();
+        self.parameters.iter().map(|parameter| (parameter.name.clone(), values(&parameter.values))).collect()
+    }
+}
+
+fn activation() -> impl Strategy<Value = &'static str> {
+    prop_oneof![Just(""), Just(" relu"), Just(" gelu"), Just(" silu")]
+}
+
+fn conv() -> impl Strategy<Value = String> {
+    (1..20usize, 1..5usize, 1..5usize, 1..3usize, any::<bool>(), activation()).prop_map(|(filters, rows, columns, stride, same, activation)| {
+        format!("conv {filters} {rows}x{columns} stride {stride}{}{activation}", if same { " same" } else { "" })
+    })
+}
+
+fn any_layer() -> impl Strategy<Value = String> {
+    prop_oneof![
+        4 => conv(),
+        3 => (2..4usize).prop_map(|side| format!("pool {side}")),
+        1 => (2..4usize, 1..3usize).prop_map(|(side, stride)| format!("pool {side} stride {stride}")),
+        1 => (2..4usize, 1..3usize).prop_map(|(side, stride)| format!("avgpool {side} stride {stride}")),
+        1 => Just("globalpool".to_owned()),
+        1 => activation().prop_map(|activation| format!("batchnorm{activation}")),
+        1 => (1..20usize, activation()).prop_map(|(units, activation)| format!("dense {units}{activation}")),
+    ]
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    let layers = (conv(), proptest::collection::vec(any_layer(), 0..4), 2..12usize).prop_map(|(first, others, classes)| {
+        let mut layers = vec![first];
+        layers.extend(others);
+        layers.push(format!("dense {classes}"));
+        layers
+    });
+    let input = (3..14usize, 3..14usize, 1..5usize).prop_map(|(height, width, channels)| Shape::Image { height, width, channels });
+    (input, layers, 1..20usize, any::<u64>()).prop_filter_map("the layers do not fit", |(input, layers, batch, seed)| {
+        let layers = layers.iter().map(|text| text.parse().unwrap()).collect();
+        let architecture = Architecture { input, layers };
+        architecture.check().is_ok().then_some(Case { architecture, batch, seed })
+    })
+}
+
+/// Batch norm magnifies a channel without variance by up to 300, and with it the rounding of f32.
+fn is_tame(case: &Case) -> bool {
+    case.batch > 2 || !case.architecture.layers.iter().any(|layer| matches!(layer, LayerSpec::BatchNorm { .. }))
+}
+
+/// The parameters' gradients of the mean cross-entropy, in the network's order.
+fn gradients(network: &Network, input: &[f32], labels: &[u32]) -> Vec<Vec<f32>> {
+    let (flow, tape, _) = network.forward_op(Input::Floats(input), labels.len(), 0).unwrap();
+    let device = dfdx::tensor::Cpu::default();
+    let (loss, _) = loss::forward_op(&flow, labels, &LossOptions::default(), &device, tape).unwrap();
+    let mut grads = loss.try_backward().unwrap();
+    network.parameters.iter().map(|parameter| grads.get_or_alloc_mut(&parameter.tensor).unwrap().to_vec()).collect()
+}
+
+/// Compares some elements of each gradient with central differences of the reference's loss.
+fn check_gradients(case: &Case) -> Result<(), TestCaseError> {
+    let (network, input, labels) = (case.network(), case.input(), case.labels());
+    let found = gradients(&network, &input, &labels);
+    let exact: Vec<f64> = input.iter().map(|value| f64::from(*value)).collect();
+    let weights = network.reference_weights();
+    let mut draw = crate::init::uniform(case.seed, 3_000);
+    let mut skipped = 0;
+    for (parameter, gradient) in network.parameters.iter().zip(&found) {
+        let largest = gradient.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+        for _ in 0..6 {
+            let index = ((draw() + 1.0) / 2.0 * gradient.len() as f32) as usize % gradient.len();
+            let difference = |step: f64| {
+                let at = |step: f64| {
+                    let mut weights = weights.clone();
+                    weights.get_mut(&parameter.name).unwrap()[index] += step;
+                    cross_entropy(&logits(&case.architecture, &weights, &exact), &labels)
+                };
+                (at(step) - at(-step)) / (2.0 * step)
+            };
+            let (fine, coarse) = (difference(1e-6), difference(1e-4));
+            let tolerance = 2e-4 + 2e-3 * f64::from(largest);
+            if (fine - coarse).abs() > tolerance / 4.0 {
+                skipped += 1;
+                continue; // The step crosses the kink of a ReLU or a maximum.
+            }
+            let value = f64::from(gradient[index]);
+            prop_assert!((value - fine).abs() < tolerance, "{} [{index}]: {value} on the tape, {fine} by differences", parameter.name);
+        }
+    }
+    prop_assert!(skipped <= 3 * network.parameters.len(), "most of the gradient was not compared: {skipped} kinks");
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn logits_of_random_networks_agree_with_plain_loops(case in case().prop_filter("tame", is_tame)) {
+        let (network, input) = (case.network(), case.input());
+        let (flow, _, _) = network.forward_op(Input::Floats(&input), case.batch, 0).unwrap();
+        let found = flow.values.to_floats(1);
+        let exact: Vec<f64> = input.iter().map(|value| f64::from(*value)).collect();
+        let expected = logits(&case.architecture, &network.reference_weights(), &exact);
+        prop_assert_eq!(found.len(), expected.len());
+        let scale = expected.iter().fold(1.0f64, |scale, value| scale.max(value.abs()));
+        for (found, expected) in found.iter().zip(&expected) {
+            prop_assert!((f64::from(*found) - expected).abs() < 1e-3 * scale, "{found} for {expected}");
+        }
+        if !case.architecture.layers.iter().any(|layer| matches!(layer, LayerSpec::BatchNorm { .. })) {
+            let inferred = network.logits(Input::Floats(&input)).unwrap();
+            for (inferred, expected) in inferred.iter().zip(&expected) {
+                prop_assert!((f64::from(*inferred) - expected).abs() < 1e-3 * scale, "{inferred} for {expected} at inference");
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_of_random_networks_agree_with_central_differences(case in case().prop_filter("tame", is_tame)) {
+        check_gradients(&case)?;
+    }
+}
+
+/// One layer at a time between a convolution, whose weights show the gradient that the layer passes down, and the logits.
+fn check_layer(text: &str) {
+    for (height, width, channels, batch) in [(8, 8, 2, 5), (9, 7, 3, 17), (20, 21, 1, 9)] {
+        let layers = ["conv 5 2x2 same silu", text, "dense 3"].iter().map(|text| text.parse().unwrap()).collect();
+        let architecture = Architecture { input: Shape::Image { height, width, channels }, layers };
+        check_gradients(&Case { architecture, batch, seed: 7 }).unwrap();
+    }
+}
+
+#[test]
+fn the_gradient_of_each_kind_of_layer_agrees_with_central_differences() {
+    for text in [
+        "conv 4 3x3",
+        "conv 4 3x3 relu",
+        "conv 4 3x3 gelu",
+        "conv 4 3x3 silu",
+        "conv 6 3x2 stride 2 same relu",
+        "pool 2",
+        "pool 3 stride 2",
+        "avgpool 2",
+        "avgpool 3 stride 1",
+        "globalpool",
+        "batchnorm",
+        "batchnorm relu",
+        "batchnorm gelu",
+        "dense 7",
+        "dense 7 relu",
+        "dense 7 gelu",
+        "dense 7 silu",
+    ] {
+        check_layer(text);
+    }
+}
+
+#[test]
+fn the_gradient_of_a_convolution_with_its_pooling_agrees_with_central_differences() {
+    // Short patches are gathered, long ones read in place; both with and without a border and a gradient to pass down.
+    for (first, pool, channels) in [
+        ("conv 8 3x3 relu", 2, 3),
+        ("conv 8 3x3 same relu", 2, 3),
+        ("conv 40 3x3 relu", 2, 12),
+        ("conv 40 3x3 same", 3, 12),
+        ("conv 9 5x5 stride 2 relu", 2, 9),
+    ] {
+        for probe in [None, Some(format!("conv {channels} 1x1 same"))] {
+            let mut layers: Vec<String> = probe.into_iter().collect();
+            layers.extend([first.to_owned(), format!("pool {pool}"), "dense 3".to_owned()]);
+            let layers = layers.iter().map(|text| text.parse().unwrap()).collect();
+            let architecture = Architecture { input: Shape::Image { height: 15, width: 14, channels }, layers };
+            check_gradients(&Case { architecture, batch: 11, seed: 3 }).unwrap();
+        }
+    }
+}
+
+#[test]
+fn images_larger_than_a_tile_agree_with_plain_loops() {
+    for layers in [&["conv 16 3x3 same relu", "pool 2", "conv 16 3x3 relu", "globalpool"][..], &["conv 12 5x5 gelu", "globalpool"]] {
+        let layers = layers.iter().map(|text| text.parse().unwrap()).collect();
+        let architecture = Architecture { input: Shape::Image { height: 70, width: 66, channels: 3 }, layers };
+        let case = Case { architecture, batch: 3, seed: 5 };
+        let (network, input) = (case.network(), case.input());
+        let exact: Vec<f64> = input.iter().map(|value| f64::from(*value)).collect();
+        let expected = logits(&case.architecture, &network.reference_weights(), &exact);
+        for (found, expected) in network.logits(Input::Floats(&input)).unwrap().iter().zip(&expected) {
+            assert!((f64::from(*found) - expected).abs() < 1e-4, "{found} for {expected}");
+        }
+        let mut small = case.clone();
+        small.batch = 2;
+        check_gradients(&small).unwrap();
+    }
+}
+
+#[test]
+fn dropout_passes_the_gradient_of_what_it_kept_only() {
+    let layers = ["conv 3 1x1", "dropout 0.5", "dense 2"].iter().map(|text| text.parse().unwrap()).collect();
+    let architecture = Architecture { input: Shape::Image { height: 3, width: 3, channels: 1 }, layers };
+    let network = Network::new(&architecture, 7).unwrap();
+    let loss = |network: &Network, input: &[f32]| {
+        let (flow, tape, _) = network.forward_op(Input::Floats(input), 2, 4).unwrap();
+        let device = dfdx::tensor::Cpu::default();
+        let (loss, _) = loss::forward_op(&flow, &[0, 1], &LossOptions::default(), &device, tape).unwrap();
+        loss
+    };
+    let input: Vec<f32> = (0..18).map(|i| (i as f32 * 0.37).sin()).collect();
+    let mut grads = loss(&network, &input).try_backward().unwrap();
+    let gradient = grads.get_or_alloc_mut(&network.parameters[0].tensor).unwrap().to_vec();
+    for index in 0..3 {
+        let at = |step: f32| {
+            let mut network = Network::new(&architecture, 7).unwrap();
+            let mut values = network.parameters[0].values.to_vec();
+            values[index] += step;
+            network.parameters[0].set(&values);
+            let array: f32 = dfdx::tensor::SplitTape::split_tape(loss(&network, &input)).0.array();
+            f64::from(array)
+        };
+        let difference = (at(1e-2) - at(-1e-2)) / 2e-2;
+        assert!((f64::from(gradient[index]) - difference).abs() < 1e-3, "{} for {difference}", gradient[index]);
+    }
+}

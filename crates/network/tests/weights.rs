@@ -1,0 +1,168 @@
+//! Weights in files and snapshots, and what is refused.
+#![allow(clippy::unwrap_used)]
+
+use network::{Architecture, Batch, Input, LossOptions, Network, Optimiser, OptimiserConfig, Shape};
+use safetensors::SafeTensors;
+
+fn net(layers: &[&str]) -> Architecture {
+    let layers = layers.iter().map(|text| text.parse().unwrap()).collect();
+    Architecture { input: Shape::Image { height: 6, width: 6, channels: 2 }, layers }
+}
+
+fn architecture() -> Architecture {
+    net(&["conv 4 3x3", "batchnorm relu", "pool 2", "dense 3"])
+}
+
+const IMAGE: usize = 72;
+
+fn input(count: usize) -> Vec<f32> {
+    (0..count * IMAGE).map(|i| (i as f32 * 0.7).sin()).collect()
+}
+
+fn train(network: &mut Network, steps: usize) -> f32 {
+    let mut optimiser = Optimiser::new(&OptimiserConfig::default(), network).unwrap();
+    let input = input(6);
+    let batch = Batch { input: Input::Floats(&input), labels: &[0, 1, 2, 0, 1, 2] };
+    (0..steps).map(|_| network.train_step(batch, &mut optimiser, &LossOptions::default()).unwrap().loss).last().unwrap()
+}
+
+#[test]
+fn a_file_has_the_documented_names_and_layouts_and_gives_the_network_back() {
+    let mut network = Network::new(&architecture(), 7).unwrap();
+    train(&mut network, 3);
+    let bytes = network.to_safetensors().unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let mut found: Vec<(String, Vec<usize>)> = file.tensors().iter().map(|(name, view)| (name.clone(), view.shape().to_vec())).collect();
+    found.sort();
+    let expected = [
+        ("layers.0.bias", vec![4]),
+        ("layers.0.weight", vec![3, 3, 2, 4]),
+        ("layers.1.bias", vec![4]),
+        ("layers.1.running_mean", vec![4]),
+        ("layers.1.running_var", vec![4]),
+        ("layers.1.weight", vec![4]),
+        ("layers.3.bias", vec![3]),
+        ("layers.3.weight", vec![16, 3]),
+    ];
+    assert_eq!(found, expected.map(|(name, shape)| (name.to_owned(), shape)));
+
+    let again = Network::from_safetensors(&architecture(), 7, &bytes).unwrap();
+    assert_eq!(again.to_safetensors().unwrap(), bytes);
+    let input = input(5);
+    assert_eq!(again.logits(Input::Floats(&input)).unwrap(), network.logits(Input::Floats(&input)).unwrap());
+}
+
+#[test]
+fn a_file_of_another_network_is_refused_with_all_that_differs() {
+    let bytes = Network::new(&architecture(), 7).unwrap().to_safetensors().unwrap();
+    let other = net(&["conv 5 3x3", "pool 2", "dense 3", "dense 3"]);
+    let error = Network::from_safetensors(&other, 7, &bytes).err().unwrap().to_string();
+    for part in [
+        "`layers.0.weight` has shape [3, 3, 2, 4], the network needs [3, 3, 2, 5]",
+        "`layers.2.weight` of shape [20, 3] is missing",
+        "`layers.1.running_mean` belongs to no layer of this network",
+    ] {
+        assert!(error.contains(part), "{error}");
+    }
+    let error = Network::from_safetensors(&other, 7, &bytes[..bytes.len() / 2]).err().unwrap().to_string();
+    assert!(error.contains("damaged or not in that format"), "{error}");
+}
+
+#[test]
+fn an_optimiser_of_another_kind_is_refused() {
+    let network = Network::new(&architecture(), 7).unwrap();
+    let state = Optimiser::new(&OptimiserConfig::default(), &network).unwrap().to_safetensors(&network).unwrap();
+    let sgd = OptimiserConfig::Sgd { learning_rate: 0.1, momentum: 0.9, nesterov: false, weight_decay: 0.0 };
+    let error = Optimiser::from_safetensors(&sgd, &network, &state).err().unwrap().to_string();
+    assert!(error.contains("`velocity.layers.0.weight` of shape [3, 3, 2, 4] is missing"), "{error}");
+}
+
+#[test]
+fn a_snapshot_brings_back_weights_and_running_statistics() {
+    let mut network = Network::new(&architecture(), 7).unwrap();
+    train(&mut network, 2);
+    let (snapshot, bytes) = (network.snapshot(), network.to_safetensors().unwrap());
+    train(&mut network, 2);
+    assert_ne!(network.to_safetensors().unwrap(), bytes);
+    network.restore(&snapshot).unwrap();
+    assert_eq!(network.to_safetensors().unwrap(), bytes);
+    train(&mut network, 1);
+    assert_ne!(network.to_safetensors().unwrap(), bytes, "training goes on after a restore");
+    let mut other = Network::new(&net(&["dense 3"]), 7).unwrap();
+    assert!(other.restore(&snapshot).is_err());
+}
+
+#[test]
+fn training_lowers_the_loss_with_each_optimiser() {
+    let nesterov = OptimiserConfig::Sgd { learning_rate: 0.02, momentum: 0.9, nesterov: true, weight_decay: 0.0 };
+    let plain = OptimiserConfig::Sgd { learning_rate: 0.05, momentum: 0.0, nesterov: false, weight_decay: 1e-3 };
+    let adamw = OptimiserConfig::Adam { learning_rate: 0.01, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01 };
+    for config in [OptimiserConfig::default(), adamw, nesterov, plain] {
+        let mut network = Network::new(&net(&["conv 4 3x3 relu", "pool 2", "dense 3"]), 7).unwrap();
+        let mut optimiser = Optimiser::new(&config, &network).unwrap();
+        let input = input(6);
+        let batch = Batch { input: Input::Floats(&input), labels: &[0, 1, 2, 0, 1, 2] };
+        let options = LossOptions::default();
+        let before = network.evaluate(batch, &options).unwrap();
+        let first = network.train_step(batch, &mut optimiser, &options).unwrap();
+        assert!((before.loss - first.loss).abs() < 1e-5 && before.correct == first.correct);
+        for _ in 0..600 {
+            network.train_step(batch, &mut optimiser, &options).unwrap();
+        }
+        let after = network.evaluate(batch, &options).unwrap();
+        assert!(after.loss < 0.8 * before.loss, "{config:?}: {} then {}", before.loss, after.loss);
+    }
+}
+
+#[test]
+fn bad_batches_and_options_are_refused_and_change_nothing() {
+    let mut network = Network::new(&architecture(), 7).unwrap();
+    let mut optimiser = Optimiser::new(&OptimiserConfig::default(), &network).unwrap();
+    let bytes = network.to_safetensors().unwrap();
+    let input = input(2);
+    let mut error = |input: &[f32], labels: &[u32]| {
+        network.train_step(Batch { input: Input::Floats(input), labels }, &mut optimiser, &LossOptions::default()).unwrap_err().to_string()
+    };
+    assert!(error(&input[1..], &[0, 1]).contains("143 values were given, 144 are needed"));
+    assert!(error(&input, &[0]).contains("the labels: 1 values were given, 2 are needed"));
+    assert!(error(&[], &[]).contains("at least one"));
+    assert!(error(&input, &[0, 3]).contains("example 1 of the batch has label 3, but the network has 3 classes (0 to 2)"));
+    assert_eq!(network.to_safetensors().unwrap(), bytes);
+    let config = OptimiserConfig::Adam { learning_rate: -1.0, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 };
+    assert!(Optimiser::new(&config, &network).err().unwrap().to_string().contains("learning_rate must be above 0, not -1"));
+}
+
+/// Adam's algorithm 1 in f64, on the gradients of a network of one layer, for three steps.
+#[test]
+fn adam_steps_as_its_paper_says() {
+    let architecture = Architecture { input: Shape::Features(2), layers: vec!["dense 2".parse().unwrap()] };
+    let mut network = Network::new(&architecture, 7).unwrap();
+    let mut optimiser = Optimiser::new(&OptimiserConfig::default(), &network).unwrap();
+    let weights = |network: &Network| -> Vec<f64> {
+        let bytes = network.to_safetensors().unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let raw = file.tensor("layers.0.weight").unwrap().data().to_vec();
+        raw.as_chunks::<4>().0.iter().map(|bytes| f64::from(f32::from_le_bytes(*bytes))).collect()
+    };
+    let (x, mut w, mut b) = ([0.5f64, -1.5], weights(&network), [0.0; 2]);
+    let (mut m, mut v) = ([0.0; 6], [0.0; 6]);
+    for step in 1..=3 {
+        // The gradient of the softmax's cross-entropy for label 0.
+        let logits: Vec<f64> = (0..2).map(|j| b[j] + x[0] * w[j] + x[1] * w[2 + j]).collect();
+        let p = 1.0 / (1.0 + (logits[1] - logits[0]).exp());
+        let d = [p - 1.0, 1.0 - p];
+        let gradient = [x[0] * d[0], x[0] * d[1], x[1] * d[0], x[1] * d[1], d[0], d[1]];
+        for i in 0..6 {
+            m[i] = 0.9 * m[i] + 0.1 * gradient[i];
+            v[i] = 0.999 * v[i] + 0.001 * gradient[i] * gradient[i];
+            let (m_hat, v_hat) = (m[i] / (1.0 - 0.9f64.powi(step)), v[i] / (1.0 - 0.999f64.powi(step)));
+            let change = 1e-3 * m_hat / (v_hat.sqrt() + 1e-8);
+            if i < 4 { w[i] -= change } else { b[i - 4] -= change }
+        }
+        let batch = Batch { input: Input::Floats(&[0.5, -1.5]), labels: &[0] };
+        network.train_step(batch, &mut optimiser, &LossOptions::default()).unwrap();
+        for (found, expected) in weights(&network).iter().zip(&w) {
+            assert!((found - expected).abs() < 1e-6, "step {step}: {found} for {expected}");
+        }
+    }
+}
