@@ -7,19 +7,25 @@
 //! | stage | takes |
 //! |---|---|
 //! | [`store.idx`](idx::Idx) | IDX files as MNIST is published, plain or gzipped |
+//! | [`store.image_folder`](image_folder::ImageFolder) | class folders of PNG and JPEG files |
 //!
 //! Nothing is believed that can be checked: lengths in headers are compared with what is there before memory is taken for
 //! them, and every error names the file and the line, row or byte.
 
 pub mod idx;
+pub mod image_folder;
+pub mod layout;
 
 mod content;
+mod decode;
+mod guard;
 mod idx_file;
 mod outcome;
+mod pictures;
 #[cfg(test)]
 mod testing;
 
 use artifact::StageType;
 
 /// The stages of this crate.
-pub const STAGES: &[StageType] = &[StageType::of::<idx::Idx>()];
+pub const STAGES: &[StageType] = &[StageType::of::<idx::Idx>(), StageType::of::<image_folder::ImageFolder>()];

@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicBool;
 use artifact::event::Collected;
 use artifact::{Event, Input, Outcome, RunContext, Settings, Stage, StageError};
 use dataset::{DATA_FILE, Images, Profile};
+use image::{ExtendedColorType, ImageEncoder};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -92,6 +93,20 @@ pub(crate) fn idx(code: u8, dimensions: &[u32], values: &[u8]) -> Vec<u8> {
     dimensions.iter().for_each(|size| file.extend(size.to_be_bytes()));
     file.extend(values);
     file
+}
+
+/// Pixels as PNG.
+pub(crate) fn png(width: u32, height: u32, colour: ExtendedColorType, pixels: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    image::codecs::png::PngEncoder::new(&mut bytes).write_image(pixels, width, height, colour).unwrap();
+    bytes
+}
+
+/// Pixels as JPEG of high quality.
+pub(crate) fn jpeg(width: u32, height: u32, colour: ExtendedColorType, pixels: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, 95).write_image(pixels, width, height, colour).unwrap();
+    bytes
 }
 
 /// A file of the mirror of real data that `EPISTEME_MIRROR` names, or none with the reason printed.
