@@ -151,6 +151,8 @@ fn other_rows(expression: &Expr) -> Option<String> {
             true => input.iter().find_map(other_rows),
             false => Some(format!("`{function}`")),
         },
+        // The list of `x IN ('a', 'b')`.
+        Expr::Agg(AggExpr::Implode { input, .. }) if matches!(**input, Expr::Literal(_)) => None,
         Expr::Agg(_) => Some("an aggregate (AVG, SUM, MIN, MAX, COUNT, …)".to_owned()),
         Expr::Len => Some("COUNT(*)".to_owned()),
         Expr::Over { .. } => Some("a window (OVER)".to_owned()),
