@@ -95,12 +95,12 @@ pub(crate) fn describe(bytes: &[u8]) -> String {
     }
 }
 
-fn looks_like(bytes: &[u8]) -> Option<&'static str> {
+/// The kind of file that begins so, where it is known.
+pub(crate) fn looks_like(bytes: &[u8]) -> Option<&'static str> {
     const KNOWN: &[(&[u8], &str)] = &[
         (b"\xff\xd8\xff", "a JPEG image"),
         (b"\x89PNG\r\n\x1a\n", "a PNG image"),
         (b"GIF8", "a GIF image"),
-        (b"BM", "a BMP image"),
         (b"II*\0", "a TIFF image"),
         (b"MM\0*", "a TIFF image"),
         (b"%PDF", "a PDF document"),
@@ -123,6 +123,10 @@ fn looks_like(bytes: &[u8]) -> Option<&'static str> {
     }
     if bytes.len() > 11 && bytes.starts_with(b"RIFF") && &bytes[8..12] == b"WEBP" {
         return Some("a WebP image");
+    }
+    // Two letters are too few to tell: `BMI,age` begins a table.
+    if bytes.starts_with(b"BM") && bytes.get(6..10) == Some(&[0; 4]) {
+        return Some("a BMP image");
     }
     let text = bytes.trim_ascii_start();
     let starts = |prefix: &str| text.get(..prefix.len()).is_some_and(|head| head.eq_ignore_ascii_case(prefix.as_bytes()));

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use artifact::config::suggest;
 use artifact::{ConfigProblem, InputRef, Kind, Outcome, RunContext, Stage, StageError, StageName};
 use dataset::{DATA_FILE, ImageShape, ImageWriter, Split};
 use rayon::prelude::*;
@@ -12,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::idx_file::{Element, IdxFile};
 use crate::outcome;
+use crate::select::{find, listing};
 
 /// IDX files, plain or gzipped, to an image dataset: images of one shape, paired with their labels.
 ///
@@ -106,7 +106,7 @@ struct Examples {
 impl Idx {
     fn read(&self, set: &IdxSet, files: &[(String, PathBuf)]) -> Result<Examples, StageError> {
         let file = |wanted: &str| {
-            let (name, path) = find(wanted, files)?;
+            let (name, path) = find(files, wanted)?;
             IdxFile::read(name, path, self.max_bytes)
         };
         let (images, labels) = rayon::join(|| file(&set.images), || set.labels.as_deref().map(file).transpose());
@@ -199,30 +199,6 @@ fn standard_file(files: &[(String, PathBuf)], name: &str) -> Result<Option<Strin
         (Some(first), Some(second)) => Err(StageError::new(format!("both `{first}` and `{second}` could be {name}"))
             .help("say which to read: sets = [{ images = \"…\", labels = \"…\", split = \"train\" }]")),
         (first, _) => Ok(first.cloned()),
-    }
-}
-
-/// The file of this path, or, when no path fits, the only one of this name.
-fn find<'a>(wanted: &str, files: &'a [(String, PathBuf)]) -> Result<(&'a str, &'a PathBuf), StageError> {
-    let named = |path: &str| path.rsplit('/').next() == Some(wanted);
-    let exact = files.iter().find(|(path, _)| path == wanted);
-    let mut by_name = files.iter().filter(|(path, _)| named(path));
-    match (exact, by_name.next(), by_name.next()) {
-        (Some((path, place)), _, _) | (None, Some((path, place)), None) => Ok((path, place)),
-        (None, Some((first, _)), Some((second, _))) => {
-            Err(StageError::new(format!("`{wanted}` could be `{first}` or `{second}`")).help("give its folder too"))
-        }
-        (None, None, _) => Err(StageError::new(format!("`{wanted}` is not in the input: {}", listing(files)))
-            .help(suggest(wanted, files.iter().map(|(path, _)| path.as_str())))),
-    }
-}
-
-fn listing(files: &[(String, PathBuf)]) -> String {
-    let names = files.iter().take(8).map(|(path, _)| path.as_str()).collect::<Vec<_>>().join(", ");
-    match files.len() {
-        0 => "it is empty".to_owned(),
-        1..=8 => format!("it holds {names}"),
-        more => format!("it holds {names} and {} more", more - 8),
     }
 }
 

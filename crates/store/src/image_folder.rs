@@ -313,20 +313,19 @@ mod tests {
     fn cifar_folders_have_their_known_counts() {
         let Some(archive) = mirrored("cifar10-images/cifar10-images.tar.gz") else { return };
         let dir = tempfile::tempdir().unwrap();
-        let tar = std::process::Command::new("tar").arg("xzf").arg(&archive).arg("-C").arg(dir.path()).status();
+        // The test folder only: making 60,000 files takes longer than all other tests together.
+        let tar = std::process::Command::new("tar").arg("xzf").arg(&archive).arg("-C").arg(dir.path()).arg("cifar10-images/test").status();
         if !tar.is_ok_and(|status| status.success()) {
             println!("skipped: tar cannot unpack {}", archive.display());
             return;
         }
-        let clock = std::time::Instant::now();
         let ran = run::<ImageFolder>(json!({}), dir.path());
-        println!("60,000 JPEG files in {:.2} s", clock.elapsed().as_secs_f64());
         let profile = ran.profile();
-        assert_eq!((profile.splits["train"], profile.splits["test"], profile.classes.len()), (50_000, 10_000, 10));
-        assert!(profile.classes.values().all(|splits| (splits["train"], splits["test"]) == (5000, 1000)));
+        assert_eq!((profile.splits["test"], profile.classes.len()), (10_000, 10));
+        assert!(profile.classes.values().all(|splits| splits["test"] == 1000));
         assert_eq!(ran.images().shape(), dataset::ImageShape { height: 32, width: 32, channels: 3 });
-        // CIFAR-10's published channel means; the JPEG files are a re-encoding.
+        // The channel means of CIFAR-10's test images; the JPEG files are a re-encoding.
         let mean = profile.image.unwrap().mean;
-        assert!(mean.iter().zip([0.4914, 0.4822, 0.4465]).all(|(found, known)| (found / 255.0 - known).abs() < 0.005), "{mean:?}");
+        assert!(mean.iter().zip([0.4942, 0.4851, 0.4504]).all(|(found, known)| (found / 255.0 - known).abs() < 0.003), "{mean:?}");
     }
 }

@@ -8,10 +8,12 @@
 //! |---|---|
 //! | [`store.idx`](idx::Idx) | IDX files as MNIST is published, plain or gzipped |
 //! | [`store.image_folder`](image_folder::ImageFolder) | class folders of PNG and JPEG files |
+//! | [`store.csv`](csv::Csv) | text tables, typed |
 //!
 //! Nothing is believed that can be checked: lengths in headers are compared with what is there before memory is taken for
 //! them, and every error names the file and the line, row or byte.
 
+pub mod csv;
 pub mod idx;
 pub mod image_folder;
 pub mod layout;
@@ -22,10 +24,11 @@ mod guard;
 mod idx_file;
 mod outcome;
 mod pictures;
+mod select;
 #[cfg(test)]
 mod testing;
 
 use artifact::StageType;
 
 /// The stages of this crate.
-pub const STAGES: &[StageType] = &[StageType::of::<idx::Idx>(), StageType::of::<image_folder::ImageFolder>()];
+pub const STAGES: &[StageType] = &[StageType::of::<idx::Idx>(), StageType::of::<csv::Csv>(), StageType::of::<image_folder::ImageFolder>()];
