@@ -7,8 +7,7 @@ use std::time::Instant;
 
 use network::{Architecture, Batch, Input, LossOptions, Network, Normalisation, Optimiser, OptimiserConfig, Shape};
 
-const LAYERS: [&str; 7] =
-    ["conv 32 3x3 relu", "pool 2", "conv 64 3x3 relu", "pool 2", "conv 64 3x3 relu", "dense 64 relu", "dense 10"];
+const LAYERS: [&str; 7] = ["conv 32 3x3 relu", "pool 2", "conv 64 3x3 relu", "pool 2", "conv 64 3x3 relu", "dense 64 relu", "dense 10"];
 const IMAGES: usize = 3_200;
 const IMAGE: usize = 32 * 32 * 3;
 

@@ -83,7 +83,13 @@ impl BatchNorm {
 
     /// Normalises a batch with its own statistics and records the backward pass. The second result are the batch's mean
     /// and unbiased variance, for the running statistics.
-    pub(crate) fn forward_op(&self, layer: &LayerWeights, input: &Flow, device: &Cpu, tape: &mut Tape) -> Result<(Flow, Running), CpuError> {
+    pub(crate) fn forward_op(
+        &self,
+        layer: &LayerWeights,
+        input: &Flow,
+        device: &Cpu,
+        tape: &mut Tape,
+    ) -> Result<(Flow, Running), CpuError> {
         let values = input.values.to_floats(self.channels);
         let count = (values.len() / self.channels) as f64;
         let (sum, squares) = self.sums(values.len(), |pixel, sum, squares| {
@@ -93,13 +99,15 @@ impl BatchNorm {
             }
         });
         let mean: Vec<f32> = sum.iter().map(|sum| (sum / count) as f32).collect();
-        let variance: Vec<f64> = sum.iter().zip(&squares).map(|(sum, squares)| (squares / count - (sum / count).powi(2)).max(0.0)).collect();
+        let variance: Vec<f64> =
+            sum.iter().zip(&squares).map(|(sum, squares)| (squares / count - (sum / count).powi(2)).max(0.0)).collect();
         let inverse: Vec<f32> = variance.iter().map(|variance| 1.0 / (*variance as f32 + EPSILON).sqrt()).collect();
         let unbiased = variance.iter().map(|variance| (variance * count / (count - 1.0).max(1.0)) as f32).collect();
         let batch = Running { mean: mean.clone(), variance: unbiased };
 
         let factor: Vec<f32> = inverse.iter().zip(layer.weights.iter()).map(|(inverse, scale)| inverse * scale).collect();
-        let offset: Vec<f32> = mean.iter().zip(&factor).zip(layer.bias.iter()).map(|((mean, factor), shift)| shift - mean * factor).collect();
+        let offset: Vec<f32> =
+            mean.iter().zip(&factor).zip(layer.bias.iter()).map(|((mean, factor), shift)| shift - mean * factor).collect();
         let mut output = values.to_vec();
         output.par_chunks_mut(self.range()).for_each(|output| affine(output, &factor, &offset));
         let before = if self.activation.needs_input() { output.clone() } else { Vec::new() };

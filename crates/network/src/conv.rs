@@ -193,24 +193,18 @@ impl Conv {
         if self.pool > 1 { BackwardPath::NonZeros } else { BackwardPath::MatrixProducts }
     }
 
-    /// Whether [`Partial::weights`] is `[filters, `[`Conv::gradient_pitch`]`]` in place of `[patch, filters]`.
+    /// Whether [`Partial::weights`] is `[filters, rows, row_pitch]` in place of `[patch, filters]`.
     pub(crate) fn gradient_is_by_filter(&self) -> bool {
         self.backward_path() == BackwardPath::NonZeros
     }
 
-    /// Values from one filter's weight gradient to the next in [`Partial::weights`], where it is by filter.
-    pub(crate) fn gradient_pitch(&self) -> usize {
-        if self.gathers_patches() { self.pitch() } else { self.patch() }
-    }
-
-    /// Whether a patch's rows are so short that it is better copied into one piece before use.
-    fn gathers_patches(&self) -> bool {
-        self.columns * self.channels < 32
+    /// Values of [`Partial::weights`].
+    pub(crate) fn partial_len(&self) -> usize {
+        if self.gradient_is_by_filter() { self.filters * self.rows * self.row_pitch() } else { self.weights_len() }
     }
 
     pub(crate) fn empty_partial(&self) -> Partial {
-        let weights = if self.gradient_is_by_filter() { self.gradient_pitch() * self.filters } else { self.weights_len() };
-        Partial { weights: vec![0.0; weights], bias: vec![0.0; self.filters] }
+        Partial { weights: vec![0.0; self.partial_len()], bias: vec![0.0; self.filters] }
     }
 
     /// How many whole images fit a tile (at most a chunk), or how many rows of one.
@@ -243,7 +237,7 @@ impl Conv {
         let range = tile.image * len..(tile.image + tile.images) * len;
         match input.range(range) {
             View::Floats(values) if !self.is_padded() => values,
-            _ if tile.row > 0 => &buffer[..tile.images * self.padded_len()],
+            _ if tile.row > 0 => sized(buffer, tile.images * self.padded_len()),
             view => {
                 let buffer = sized(buffer, tile.images * self.padded_len());
                 self.write_padded(view, tile.images, buffer);
@@ -333,8 +327,8 @@ impl Conv {
 
     /// Adds the gradients of `images` images to `partial` and, where it is wanted, writes that of the input.
     ///
-    /// `gradient` is the loss's gradient with respect to the outputs; it is overwritten. `weights_by_filter` is the
-    /// transposed weights, `[filters, patch]`. `input_gradient` holds zeros when it comes in.
+    /// `gradient` is the loss's gradient with respect to the outputs; it is overwritten. `weights_by_filter` are
+    /// [those](Conv::weights_by_filter) where the path and an input gradient ask for them. `input_gradient` holds zeros when it comes in.
     pub(crate) fn backward(
         &self,
         weights: &[f32],
@@ -428,10 +422,10 @@ impl Conv {
         if !self.gradient_is_by_filter() {
             return out.copy_from_slice(summed);
         }
-        let (pitch, patch) = (self.gradient_pitch(), self.patch());
-        for (filter, row) in summed.chunks_exact(pitch).enumerate() {
-            for (k, value) in row[..patch].iter().enumerate() {
-                out[k * self.filters + filter] = *value;
+        let (row, pitch) = (self.columns * self.channels, self.row_pitch());
+        for (filter, by_row) in summed.chunks_exact(self.rows * pitch).enumerate() {
+            for k in 0..self.patch() {
+                out[k * self.filters + filter] = by_row[k / row * pitch + k % row];
             }
         }
     }

@@ -7,9 +7,8 @@ use rayon::prelude::*;
 
 use crate::{
     conv::{Conv, Kept, Partial},
-    matmul::transpose,
     partition::{CHUNK, group_size, sum_in_order},
-    scratch,
+    scratch::{self, Aligned},
     tape::{Flow, LayerWeights, Tape, give, take},
 };
 
@@ -53,7 +52,7 @@ pub(crate) fn forward(
         let weights: Vec<&[f32]> = partials.iter().map(|partial| partial.weights.as_slice()).collect();
         let out = grads.get_or_alloc_mut(&layer.weights_tensor)?;
         if conv.gradient_is_by_filter() {
-            let mut summed = vec![0.0; conv.gradient_pitch() * conv.filters];
+            let mut summed = vec![0.0; conv.partial_len()];
             sum_in_order(&weights, &mut summed);
             conv.weights_gradient(&summed, out);
         } else {
@@ -81,10 +80,8 @@ fn backward(
     input_gradient: &mut [f32],
 ) -> Vec<Partial> {
     let (input_len, len) = (conv.input_len(), conv.output_len());
-    let mut by_filter = vec![0.0; if conv.gradient_is_by_filter() && input.node.is_some() { layer.weights.len() } else { 0 }];
-    if !by_filter.is_empty() {
-        transpose(&layer.weights, conv.patch(), conv.filters, &mut by_filter);
-    }
+    let is_wanted = conv.gradient_is_by_filter() && input.node.is_some();
+    let by_filter = if is_wanted { conv.weights_by_filter(&layer.weights) } else { Aligned::default() };
     let group = group_size(gradient.len() / len);
     let view = input.values.view();
     let input_chunks = chunks(input_gradient, group * input_len, gradient.len().div_ceil(group * len));
@@ -103,7 +100,7 @@ fn backward(
             let mut partial = conv.empty_partial();
             let input_gradient = (!input_gradient.is_empty()).then_some(input_gradient);
             scratch::with(|scratch| {
-                conv.backward(&layer.weights, &by_filter, &kept, images, gradient, &mut partial, input_gradient, scratch);
+                conv.backward(&layer.weights, by_filter.values(), &kept, images, gradient, &mut partial, input_gradient, scratch);
             });
             partial
         })

@@ -31,7 +31,15 @@ pub(crate) struct Dense {
 
 impl Dense {
     /// Outputs of any number of examples on one thread; `before` gets the values before the activation, or is empty.
-    pub(crate) fn forward(&self, weights: &[f32], bias: &[f32], input: &[f32], output: &mut [f32], before: &mut [f32], scratch: &mut Scratch) {
+    pub(crate) fn forward(
+        &self,
+        weights: &[f32],
+        bias: &[f32],
+        input: &[f32],
+        output: &mut [f32],
+        before: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
         let (inputs, units) = (self.inputs, self.units);
         let weights = Matrix::rows(weights, inputs, units, units);
         for (index, (input, output)) in input.chunks(ROWS * inputs).zip(output.chunks_mut(ROWS * units)).enumerate() {
@@ -53,7 +61,14 @@ impl Dense {
     }
 
     /// Runs the layer on a batch and records its backward pass.
-    pub(crate) fn forward_op(&self, layer: &LayerWeights, input: &Flow, batch: usize, device: &Cpu, tape: &mut Tape) -> Result<Flow, CpuError> {
+    pub(crate) fn forward_op(
+        &self,
+        layer: &LayerWeights,
+        input: &Flow,
+        batch: usize,
+        device: &Cpu,
+        tape: &mut Tape,
+    ) -> Result<Flow, CpuError> {
         let (inputs, units) = (self.inputs, self.units);
         let values = input.values.to_floats(1);
         let mut output = vec![0.0; batch * units];

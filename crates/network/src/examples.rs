@@ -63,7 +63,8 @@ impl<'a> Input<'a> {
             return Err(NetworkError::Size { what: "the input", found: self.len(), expected, why });
         }
         if let Input::Pixels { normalisation, .. } = self {
-            for (what, values) in [("the normalisation's scale", &normalisation.scale), ("the normalisation's shift", &normalisation.shift)] {
+            for (what, values) in [("the normalisation's scale", &normalisation.scale), ("the normalisation's shift", &normalisation.shift)]
+            {
                 if values.len() != channels {
                     return Err(NetworkError::Size { what, found: values.len(), expected: channels, why: "one for each channel".into() });
                 }

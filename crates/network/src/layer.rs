@@ -250,13 +250,14 @@ impl FromStr for LayerSpec {
                 LayerSpec::AveragePool { window, stride }
             }
             "globalpool" => LayerSpec::GlobalPool,
-            "dense" => {
-                LayerSpec::Dense { units: words.number("the number of units", "dense 64 relu")?, activation: words.activation()? }
-            }
+            "dense" => LayerSpec::Dense { units: words.number("the number of units", "dense 64 relu")?, activation: words.activation()? },
             "dropout" => dropout(&mut words)?,
             "batchnorm" => LayerSpec::BatchNorm { activation: words.activation()? },
             other if ACTIVATIONS.contains(&other) => {
-                return Err(words.error(other, format!("`{other}` is no layer of its own; write it behind the layer that it follows, as in `dense 64 {other}`")));
+                return Err(words.error(
+                    other,
+                    format!("`{other}` is no layer of its own; write it behind the layer that it follows, as in `dense 64 {other}`"),
+                ));
             }
             other => return Err(words.unknown(other, "a layer is one of", &KINDS)),
         };
@@ -275,8 +276,7 @@ fn conv(words: &mut Words<'_>) -> Result<LayerSpec, LayerParseError> {
             "same" => padding = Padding::Same,
             "valid" => padding = Padding::Valid,
             word => {
-                activation = Activation::from_word(word)
-                    .ok_or_else(|| words.unknown(word, "after the kernel may come", &CONV_OPTIONS))?;
+                activation = Activation::from_word(word).ok_or_else(|| words.unknown(word, "after the kernel may come", &CONV_OPTIONS))?;
                 break;
             }
         }

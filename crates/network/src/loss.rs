@@ -102,7 +102,8 @@ pub(crate) fn cross_entropy(logits: &[f32], labels: &[u32], options: &LossOption
         log_softmax(&mut row);
         let target = |class: usize| smoothing / classes as f32 + if class == *label as usize { 1.0 - smoothing } else { 0.0 };
         let weight = f64::from(options.weight(*label)) / total;
-        let one: f64 = row.iter().enumerate().map(|(class, log)| if target(class) > 0.0 { -f64::from(target(class) * log) } else { 0.0 }).sum();
+        let one: f64 =
+            row.iter().enumerate().map(|(class, log)| if target(class) > 0.0 { -f64::from(target(class) * log) } else { 0.0 }).sum();
         loss += weight * one;
         if let Some(gradient) = gradient.as_deref_mut() {
             for (class, (out, log)) in gradient[example * classes..][..classes].iter_mut().zip(&row).enumerate() {

@@ -55,8 +55,7 @@ impl Block {
             Block::Conv(conv) => {
                 let window = conv.rows * conv.columns;
                 let shape = vec![conv.rows, conv.columns, conv.channels, conv.filters];
-                let start =
-                    Start::Random { inputs: window * conv.channels, outputs: window * conv.filters, activation: conv.activation };
+                let start = Start::Random { inputs: window * conv.channels, outputs: window * conv.filters, activation: conv.activation };
                 (shape, start, conv.filters)
             }
             Block::Dense(dense) => {

@@ -202,9 +202,11 @@ fn activation() -> impl Strategy<Value = &'static str> {
 }
 
 fn conv() -> impl Strategy<Value = String> {
-    (1..20usize, 1..5usize, 1..5usize, 1..3usize, any::<bool>(), activation()).prop_map(|(filters, rows, columns, stride, same, activation)| {
-        format!("conv {filters} {rows}x{columns} stride {stride}{}{activation}", if same { " same" } else { "" })
-    })
+    (1..20usize, 1..5usize, 1..5usize, 1..3usize, any::<bool>(), activation()).prop_map(
+        |(filters, rows, columns, stride, same, activation)| {
+            format!("conv {filters} {rows}x{columns} stride {stride}{}{activation}", if same { " same" } else { "" })
+        },
+    )
 }
 
 fn any_layer() -> impl Strategy<Value = String> {

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use crate::conv::sparse::Entry;
+use crate::conv::sparse::Lists;
 
 /// What convolution and dense layers need besides their inputs and outputs.
 #[derive(Default)]
@@ -16,7 +16,7 @@ pub(crate) struct Scratch {
     /// Gradients of images with their border.
     pub(crate) gradient: Vec<f32>,
     /// The non-zeros of a sparse gradient.
-    pub(crate) entries: Vec<Entry>,
+    pub(crate) lists: Lists,
 }
 
 thread_local! {
@@ -32,10 +32,48 @@ pub(crate) fn with<R>(work: impl FnOnce(&mut Scratch) -> R) -> R {
     })
 }
 
-/// The first `len` values of a buffer that grows as needed; what they hold is left from earlier use.
+/// Values that make up a line of the cache; a vector that lies across two lines is read twice.
+const LINE: usize = 16;
+
+/// `len` values of a buffer that grows as needed, from the beginning of a cache line on; what they hold is left from earlier
+/// use. The same length gives the same place as long as nobody asks for more.
 pub(crate) fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
-    if buffer.len() < len {
-        buffer.resize(len, 0.0);
+    if buffer.len() < len + LINE {
+        buffer.resize(len + LINE, 0.0);
     }
-    &mut buffer[..len]
+    let start = start(buffer);
+    &mut buffer[start..start + len]
+}
+
+/// The first value of a buffer that begins a cache line.
+fn start(buffer: &[f32]) -> usize {
+    buffer.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE)
+}
+
+/// Whether values begin a cache line.
+pub(crate) fn is_aligned(values: &[f32]) -> bool {
+    start(values) == 0
+}
+
+/// Zeros that begin a cache line.
+#[derive(Default)]
+pub(crate) struct Aligned {
+    buffer: Vec<f32>,
+    len: usize,
+}
+
+impl Aligned {
+    pub(crate) fn zeros(len: usize) -> Self {
+        Aligned { buffer: vec![0.0; len + LINE], len }
+    }
+
+    pub(crate) fn values(&self) -> &[f32] {
+        let start = start(&self.buffer).min(self.buffer.len() - self.len);
+        &self.buffer[start..start + self.len]
+    }
+
+    pub(crate) fn values_mut(&mut self) -> &mut [f32] {
+        let start = start(&self.buffer).min(self.buffer.len() - self.len);
+        &mut self.buffer[start..start + self.len]
+    }
 }

@@ -9,8 +9,17 @@ const BATCH: usize = 53;
 /// All kinds of layers.
 fn architecture() -> Architecture {
     let layers = [
-        "conv 20 3x3 relu", "pool 2", "conv 12 3x3 same", "batchnorm relu", "pool 3 stride 2", "conv 9 2x2 gelu", "dropout 0.3",
-        "avgpool 2 stride 1", "dense 33 silu", "batchnorm", "dense 5",
+        "conv 20 3x3 relu",
+        "pool 2",
+        "conv 12 3x3 same",
+        "batchnorm relu",
+        "pool 3 stride 2",
+        "conv 9 2x2 gelu",
+        "dropout 0.3",
+        "avgpool 2 stride 1",
+        "dense 33 silu",
+        "batchnorm",
+        "dense 5",
     ];
     let layers = layers.iter().map(|text| text.parse().unwrap()).collect();
     Architecture { input: Shape::Image { height: 18, width: 17, channels: 3 }, layers }

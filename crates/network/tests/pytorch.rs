@@ -30,7 +30,8 @@ fn two_layers_agree_with_pytorch_on_the_same_weights_to_a_hundred_thousandth() {
         let [height, width, channels] = case.input;
         let architecture = Architecture { input: Shape::Image { height, width, channels }, layers: case.layers };
         let raw: BTreeMap<&String, Vec<u8>> = case.tensors.iter().map(|(name, tensor)| (name, bytes(&tensor.values))).collect();
-        let view = |(name, tensor): (&String, &Tensor)| (name.clone(), TensorView::new(Dtype::F32, tensor.shape.clone(), &raw[name]).unwrap());
+        let view =
+            |(name, tensor): (&String, &Tensor)| (name.clone(), TensorView::new(Dtype::F32, tensor.shape.clone(), &raw[name]).unwrap());
         let file = safetensors::serialize(case.tensors.iter().map(view), None).unwrap();
         let network = Network::from_safetensors(&architecture, 7, &file).unwrap();
         let logits = network.logits(Input::Floats(&case.examples)).unwrap();

@@ -59,10 +59,20 @@ fn gather_any(conv: &Conv, segment: usize, staged: &[f32], first: usize, rows: u
 pub(super) fn spread(conv: &Conv, columns: &[f32], first: usize, rows: usize, padded: &mut [f32]) {
     let (_, width) = conv.computed();
     let line = conv.padded_width * conv.channels;
-    spread_rows(columns, rows, width, conv.rows, conv.columns * conv.channels, line, conv.stride * conv.channels, {
-        let top = first * conv.stride * line;
-        &mut padded[top..]
-    }, conv.stride * line);
+    spread_rows(
+        columns,
+        rows,
+        width,
+        conv.rows,
+        conv.columns * conv.channels,
+        line,
+        conv.stride * conv.channels,
+        {
+            let top = first * conv.stride * line;
+            &mut padded[top..]
+        },
+        conv.stride * line,
+    );
 }
 
 for_each_level! {

@@ -1,29 +1,86 @@
 //! The backward pass of a pooled convolution over the non-zeros of its gradient.
 //!
 //! Behind a 2×2 window at most a quarter of the gradient is not zero, and ReLU zeroes half of that. Each non-zero `g` of filter `f` adds
-//! `g * patch` to the gradient of `f`'s weights and `g * weights[f]` to the gradient of the patch. Filters are taken a few
-//! at a time, so that their weights and weight gradients stay in the first-level cache while all pixels pass.
+//! `g * patch` to the gradient of `f`'s weights and `g * weights[f]` to the gradient of the patch. Both are sums of scaled rows, so
+//! each is one loop over a list that keeps its sum in registers: the list of one filter for the weights' gradient, that of
+//! one place in the image for the input's.
+//!
+//! Rows of a patch are taken as whole vectors of [`LANES`] values. What a vector reads past the end of a row meets zeros in the
+//! weights, and lands in columns of the weights' gradient that [`Conv::weights_gradient`] leaves out.
 
-use super::{Conv, Kept, Partial, Tile, patches};
+use super::{Conv, Kept, Partial, Tile};
 use crate::{
-    architecture::MAX_WINDOW,
-    scratch::{Scratch, sized},
+    scratch::{Aligned, Scratch, is_aligned, sized},
     simd::{add_rows, for_each_level, multiply_add},
 };
 
-/// A non-zero of the gradient before pooling.
+/// Values that are added at once.
+pub(super) const LANES: usize = 16;
+
+/// A non-zero and where the row that it scales begins.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Entry {
-    /// Where its patch begins in what patches are read from.
-    source: u32,
-    /// Where its patch begins in the padded image.
-    image: u32,
-    filter: u32,
+    at: u32,
     value: f32,
 }
 
-/// Bytes of weights and weight gradients of the filters taken at once: they share 32 KiB with the patches.
-const BLOCK_BYTES: usize = 20 * 1024;
+/// Lists of entries of a fixed capacity each.
+#[derive(Default)]
+pub(crate) struct Lists {
+    entries: Vec<Entry>,
+    counts: Vec<u32>,
+    capacity: usize,
+}
+
+impl Lists {
+    fn reset(&mut self, lists: usize, capacity: usize) {
+        // One more than the capacity: where a zero behind a full list is written before it is not counted.
+        self.capacity = capacity + 1;
+        self.counts.clear();
+        self.counts.resize(lists, 0);
+        let len = lists * self.capacity;
+        if self.entries.len() < len {
+            self.entries.resize(len, Entry::default());
+        }
+    }
+
+    /// Appends the entry if it is not zero; without a branch, which no processor could foresee.
+    #[inline(always)]
+    fn push(&mut self, list: usize, at: usize, value: f32) {
+        let count = &mut self.counts[list];
+        self.entries[list * self.capacity + *count as usize] = Entry { at: at as u32, value };
+        *count += u32::from(value != 0.0);
+    }
+
+    fn list(&self, list: usize) -> &[Entry] {
+        &self.entries[list * self.capacity..][..self.counts[list] as usize]
+    }
+}
+
+impl Conv {
+    /// Values of a row of a patch, up to whole vectors.
+    pub(super) fn row_pitch(&self) -> usize {
+        (self.columns * self.channels).next_multiple_of(LANES)
+    }
+
+    /// The weights as `[filters, rows, row_pitch]`, with zeros behind each row.
+    pub(crate) fn weights_by_filter(&self, weights: &[f32]) -> Aligned {
+        let (row, pitch) = (self.columns * self.channels, self.row_pitch());
+        let mut by_filter = Aligned::zeros(self.filters * self.rows * pitch);
+        let out = by_filter.values_mut();
+        for (k, values) in weights.chunks_exact(self.filters).enumerate() {
+            for (filter, value) in values.iter().enumerate() {
+                out[(filter * self.rows + k / row) * pitch + k % row] = *value;
+            }
+        }
+        by_filter
+    }
+
+    /// Whether vectors reach past the rows of a patch, and so past the end of an image.
+    fn overreaches(&self) -> bool {
+        self.row_pitch() != self.columns * self.channels
+    }
+}
 
 pub(super) fn backward(
     conv: &Conv,
@@ -35,139 +92,154 @@ pub(super) fn backward(
     mut input_gradient: Option<&mut [f32]>,
     scratch: &mut Scratch,
 ) {
-    let Scratch { image: buffer, columns, gradient: padded, entries, .. } = scratch;
-    let (height, width) = conv.computed();
+    let Scratch { image: buffer, columns, gradient: padded, lists, .. } = scratch;
+    let (height, _) = conv.computed();
     let (output_len, input_len) = (conv.output_len(), conv.input_len());
+    let line = conv.padded_width * conv.channels;
     add_rows(gradient, &mut partial.bias);
     for image in 0..images {
         let tile = Tile { image, images: 1, row: 0, rows: height };
-        let staged = conv.staged(kept.input, tile, buffer);
-        let source = if conv.gathers_patches() {
-            let columns = sized(columns, height * width * conv.pitch());
-            patches::gather(conv, staged, 0, height, columns);
-            &*columns
-        } else {
-            staged
-        };
+        let mut staged = conv.staged(kept.input, tile, buffer);
+        if conv.overreaches() || !is_aligned(staged) {
+            let longer = sized(columns, staged.len() + LANES);
+            longer[..staged.len()].copy_from_slice(staged);
+            longer[staged.len()..].fill(0.0);
+            staged = longer;
+        }
         let range = image * output_len..(image + 1) * output_len;
-        let out = input_gradient.as_deref_mut().map(|out| &mut out[image * input_len..][..input_len]);
         let (gradient, winners) = (&gradient[range.clone()], &kept.winners[range]);
-        match out {
-            Some(out) if conv.is_padded() => {
-                let padded = sized(padded, conv.padded_len());
-                padded.fill(0.0);
-                one_image(conv, weights_by_filter, source, gradient, winners, &mut partial.weights, Some(padded), entries);
-                conv.crop(padded, out);
-            }
-            out => one_image(conv, weights_by_filter, source, gradient, winners, &mut partial.weights, out, entries),
+        list_by_filter(conv, gradient, winners, lists);
+        add_patches(lists, staged, conv.filters, conv.rows, conv.row_pitch(), line, &mut partial.weights);
+        let Some(out) = input_gradient.as_deref_mut() else { continue };
+        let out = &mut out[image * input_len..][..input_len];
+        list_by_place(conv, gradient, winners, lists);
+        let padded = sized(padded, conv.padded_len() + LANES);
+        padded.fill(0.0);
+        add_filters(conv, lists, weights_by_filter, padded);
+        conv.crop(padded, out);
+    }
+}
+
+/// Where the patch of an output before pooling begins in the padded image.
+fn corner(conv: &Conv, y: usize, x: usize) -> usize {
+    (y * conv.stride * conv.padded_width + x * conv.stride) * conv.channels
+}
+
+/// One list a filter: where each patch begins, and its factor.
+fn list_by_filter(conv: &Conv, gradient: &[f32], winners: &[u8], lists: &mut Lists) {
+    lists.reset(conv.filters, conv.out_height * conv.out_width);
+    let mut places = [0; 256];
+    for place in 0..conv.pool * conv.pool {
+        places[place] = corner(conv, place / conv.pool, place % conv.pool);
+    }
+    let pixels = gradient.chunks_exact(conv.filters).zip(winners.chunks_exact(conv.filters)).enumerate();
+    for (pixel, (gradient, winners)) in pixels {
+        let first = corner(conv, pixel / conv.out_width * conv.pool, pixel % conv.out_width * conv.pool);
+        for (filter, (value, winner)) in gradient.iter().zip(winners).enumerate() {
+            lists.push(filter, first + places[usize::from(*winner)], *value);
         }
     }
 }
 
-fn one_image(
-    conv: &Conv,
-    weights_by_filter: &[f32],
-    source: &[f32],
-    gradient: &[f32],
-    winners: &[u8],
-    weights_gradient: &mut [f32],
-    mut image_gradient: Option<&mut [f32]>,
-    entries: &mut Vec<Entry>,
-) {
-    let pitch = conv.gradient_pitch();
-    let is_gathered = conv.gathers_patches();
-    let segment = conv.columns * conv.channels;
-    let line = conv.padded_width * conv.channels;
-    let per_filter = (pitch + if image_gradient.is_some() { conv.patch() } else { 0 }) * size_of::<f32>();
-    let block = (BLOCK_BYTES / per_filter).clamp(1, conv.filters);
-    let (source_rows, source_segment) = if is_gathered { (1, pitch) } else { (conv.rows, segment) };
-    entries.resize(block.max(entries.len()), Entry::default());
-    let places = Places::new(conv);
-    for first in (0..conv.filters).step_by(block) {
-        let last = (first + block).min(conv.filters);
-        for pixel in 0..conv.out_height * conv.out_width {
-            let range = pixel * conv.filters + first..pixel * conv.filters + last;
-            let corner = starts(conv, pixel / conv.out_width * conv.pool, pixel % conv.out_width * conv.pool);
-            let count = collect(&gradient[range.clone()], &winners[range], first, corner, &places, entries);
-            let entries = &entries[..count];
-            add_patches(entries, source, source_rows, source_segment, line, pitch, weights_gradient);
-            if let Some(image_gradient) = image_gradient.as_deref_mut() {
-                add_filters(entries, weights_by_filter, conv.rows, segment, line, image_gradient);
-            }
+/// One list a place before pooling, window by window: where each filter's weights begin, and its factor.
+fn list_by_place(conv: &Conv, gradient: &[f32], winners: &[u8], lists: &mut Lists) {
+    let window = conv.pool * conv.pool;
+    lists.reset(conv.out_height * conv.out_width * window, conv.filters);
+    let pitch = conv.rows * conv.row_pitch();
+    let pixels = gradient.chunks_exact(conv.filters).zip(winners.chunks_exact(conv.filters)).enumerate();
+    for (pixel, (gradient, winners)) in pixels {
+        for (filter, (value, winner)) in gradient.iter().zip(winners).enumerate() {
+            lists.push(pixel * window + usize::from(*winner), filter * pitch, *value);
         }
     }
 }
 
-/// Where the patches of a window's pixels begin, by place in the window, counted from the window's first.
-struct Places {
-    source: [u32; MAX_PLACES],
-    image: [u32; MAX_PLACES],
-}
+/// The most vectors whose sum is kept in registers at once.
+const VECTORS: usize = 6;
 
-/// Places in the largest window.
-const MAX_PLACES: usize = MAX_WINDOW * MAX_WINDOW;
-
-impl Places {
-    fn new(conv: &Conv) -> Self {
-        let mut places = Places { source: [0; MAX_PLACES], image: [0; MAX_PLACES] };
-        for place in 0..conv.pool * conv.pool {
-            let (source, image) = starts(conv, place / conv.pool, place % conv.pool);
-            (places.source[place], places.image[place]) = (source, image);
+/// `sums += Σ value * source[at + skip..]` over the entries, `N` vectors long. A fused multiply-add takes four cycles, so few
+/// vectors are summed in several `WAYS`, entry by entry in turn, which add up at the end.
+#[inline(always)]
+fn add_scaled_rows<const FMA: bool, const N: usize, const WAYS: usize>(entries: &[Entry], source: &[f32], skip: usize, sums: &mut [f32]) {
+    let mut totals = [[[0.0f32; LANES]; N]; WAYS];
+    let (turns, rest) = entries.as_chunks::<WAYS>();
+    for turn in turns {
+        for (entry, total) in turn.iter().zip(&mut totals) {
+            add_entry::<FMA, N>(entry, source, skip, total);
         }
-        places
     }
-}
-
-/// Where the patch of an output before pooling begins, in what patches are read from and in the padded image.
-fn starts(conv: &Conv, y: usize, x: usize) -> (u32, u32) {
-    let (_, width) = conv.computed();
-    let image = (y * conv.stride * conv.padded_width + x * conv.stride) * conv.channels;
-    let source = if conv.gathers_patches() { (y * width + x) * conv.pitch() } else { image };
-    (source as u32, image as u32)
-}
-
-/// Writes the non-zeros of some filters at one pixel to the front of `entries`; gives their number. Without a branch on
-/// the values, which no processor could foresee.
-fn collect(gradient: &[f32], winners: &[u8], first: usize, corner: (u32, u32), places: &Places, entries: &mut [Entry]) -> usize {
-    let mut count = 0;
-    for (index, (value, winner)) in gradient.iter().zip(winners).enumerate() {
-        let winner = usize::from(*winner);
-        entries[count] = Entry {
-            source: corner.0 + places.source[winner],
-            image: corner.1 + places.image[winner],
-            filter: (first + index) as u32,
-            value: *value,
-        };
-        count += usize::from(*value != 0.0);
+    for entry in rest {
+        add_entry::<FMA, N>(entry, source, skip, &mut totals[0]);
     }
-    count
-}
-
-for_each_level! {
-    /// `weights_gradient[filter] += value * patch` for each entry; a patch is `rows` pieces of `segment` values, `line` apart.
-    fn add_patches(entries: &[Entry], source: &[f32], rows: usize, segment: usize, line: usize, pitch: usize, weights_gradient: &mut [f32]) {
-        for entry in entries {
-            let to = &mut weights_gradient[entry.filter as usize * pitch..][..rows * segment];
-            for (row, to) in to.chunks_exact_mut(segment).enumerate() {
-                let from = &source[entry.source as usize + row * line..][..segment];
-                for (to, from) in to.iter_mut().zip(from) {
-                    *to = multiply_add::<FMA>(entry.value, *from, *to);
-                }
+    for total in &totals {
+        for (sums, total) in sums[..N * LANES].as_chunks_mut::<LANES>().0.iter_mut().zip(total) {
+            for lane in 0..LANES {
+                sums[lane] += total[lane];
             }
         }
+    }
+}
+
+#[inline(always)]
+fn add_entry<const FMA: bool, const N: usize>(entry: &Entry, source: &[f32], skip: usize, total: &mut [[f32; LANES]; N]) {
+    let from = source[entry.at as usize + skip..][..N * LANES].as_chunks::<LANES>().0;
+    for (total, from) in total.iter_mut().zip(from) {
+        for lane in 0..LANES {
+            total[lane] = multiply_add::<FMA>(entry.value, from[lane], total[lane]);
+        }
+    }
+}
+
+/// The same for a row of any number of vectors.
+#[inline(always)]
+fn add_scaled<const FMA: bool>(entries: &[Entry], source: &[f32], skip: usize, sums: &mut [f32]) {
+    let mut done = 0;
+    while done < sums.len() {
+        let vectors = ((sums.len() - done) / LANES).min(VECTORS);
+        let (skip, sums) = (skip + done, &mut sums[done..]);
+        match vectors {
+            1 => add_scaled_rows::<FMA, 1, 4>(entries, source, skip, sums),
+            2 => add_scaled_rows::<FMA, 2, 2>(entries, source, skip, sums),
+            3 => add_scaled_rows::<FMA, 3, 2>(entries, source, skip, sums),
+            4 => add_scaled_rows::<FMA, 4, 1>(entries, source, skip, sums),
+            5 => add_scaled_rows::<FMA, 5, 1>(entries, source, skip, sums),
+            _ => add_scaled_rows::<FMA, VECTORS, 1>(entries, source, skip, sums),
+        }
+        done += vectors * LANES;
     }
 }
 
 for_each_level! {
-    /// `patch of image_gradient += value * weights[filter]` for each entry.
-    fn add_filters(entries: &[Entry], weights: &[f32], rows: usize, segment: usize, line: usize, image_gradient: &mut [f32]) {
-        for entry in entries {
-            let from = &weights[entry.filter as usize * rows * segment..][..rows * segment];
-            for (row, from) in from.chunks_exact(segment).enumerate() {
-                let to = &mut image_gradient[entry.image as usize + row * line..][..segment];
-                for (to, from) in to.iter_mut().zip(from) {
-                    *to = multiply_add::<FMA>(entry.value, *from, *to);
+    /// Adds each filter's patches to its weights' gradient, `[filters, rows, pitch]`.
+    fn add_patches(lists: &Lists, image: &[f32], filters: usize, rows: usize, pitch: usize, line: usize, weights_gradient: &mut [f32]) {
+        for filter in 0..filters {
+            let entries = lists.list(filter);
+            for row in 0..rows {
+                let sums = &mut weights_gradient[(filter * rows + row) * pitch..][..pitch];
+                add_scaled::<FMA>(entries, image, row * line, sums);
+            }
+        }
+    }
+}
+
+for_each_level! {
+    /// Adds to the patch at each place the weights of its filters. Row by row of the kernel, so that the rows of all filters'
+    /// weights that are in use fit the first-level cache.
+    fn add_filters(conv: &Conv, lists: &Lists, weights_by_filter: &[f32], image_gradient: &mut [f32]) {
+        let pitch = conv.row_pitch();
+        let line = conv.padded_width * conv.channels;
+        let window = conv.pool * conv.pool;
+        for row in 0..conv.rows {
+            for list in 0..conv.out_height * conv.out_width * window {
+                let entries = lists.list(list);
+                if entries.is_empty() {
+                    continue;
                 }
+                let (pixel, place) = (list / window, list % window);
+                let y = pixel / conv.out_width * conv.pool + place / conv.pool;
+                let x = pixel % conv.out_width * conv.pool + place % conv.pool;
+                let sums = &mut image_gradient[corner(conv, y, x) + row * line..][..pitch];
+                add_scaled::<FMA>(entries, weights_by_filter, row * pitch, sums);
             }
         }
     }
