@@ -202,4 +202,30 @@ mod tests {
         assert!(judged(&rows).is_empty());
         assert!(judged(&[]).is_empty());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn what_is_left_has_no_copy_outside_a_given_test_split(
+            rows in proptest::collection::vec((0u8..12, 0usize..2, 0usize..4), 0..60),
+        ) {
+            let ids: Vec<String> = (0..rows.len()).map(|row| format!("r{row}")).collect();
+            let rows: Vec<Row> = rows.iter().zip(&ids).map(|((content, label, given), id)| Row {
+                id,
+                label: Some(["x", "y"][*label]),
+                given: Split::ALL.get(*given).copied(),
+                digest: Some([*content; 32]),
+            }).collect();
+            let verdicts = judge(&groups(&rows).unwrap());
+            let gone = |row: usize| verdicts.iter().any(|verdict| verdict.row == row);
+            for (row, one) in rows.iter().enumerate() {
+                let is_test = one.given == Some(Split::Test);
+                proptest::prop_assert!(!(is_test && gone(row)));
+                let equals = rows.iter().enumerate().filter(|(other, another)| *other != row && another.digest == one.digest && !gone(*other)).count();
+                proptest::prop_assert!(is_test || gone(row) || equals == 0, "row {} has {} equals", row, equals);
+                // A row goes only if it has a copy.
+                let copies = rows.iter().filter(|another| another.digest == one.digest).count();
+                proptest::prop_assert!(!gone(row) || copies > 1);
+            }
+        }
+    }
 }

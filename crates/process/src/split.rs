@@ -247,4 +247,39 @@ mod tests {
         assert_eq!(fractions(0.5, 0.5).check().len(), 1);
         assert_eq!(fractions(f64::NAN, 0.5).check().len(), 1);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_the_classes_and_shares_each_split_is_fair(
+            sizes in proptest::collection::vec(0usize..200, 1..12),
+            validation in 0.0f64..0.5,
+            test in 0.0f64..0.49,
+            seed: u64,
+        ) {
+            let rows = rows(&sizes);
+            let splits = assign(&members(&rows), &fractions(validation, test), seed);
+            for (class, size) in sizes.iter().enumerate() {
+                let count = |split| rows.iter().zip(&splits).filter(|((_, one), found)| *one == class && **found == split).count();
+                for (split, share) in [(Split::Validation, validation), (Split::Test, test)] {
+                    proptest::prop_assert!((count(split) as f64 - *size as f64 * share).abs() <= 1.0);
+                }
+                proptest::prop_assert!(*size == 0 || count(Split::Train) > 0);
+            }
+        }
+
+        #[test]
+        fn a_given_test_row_never_moves(given in proptest::collection::vec(0usize..4, 1..200), seed: u64) {
+            let rows = rows(&[given.len()]);
+            let mut members = members(&rows);
+            members.iter_mut().zip(&given).for_each(|(member, given)| member.given = Split::ALL.get(*given).copied());
+            let splits = assign(&members, &fractions(0.2, 0.2), seed);
+            for (member, split) in members.iter().zip(&splits) {
+                if matches!(member.given, Some(Split::Test | Split::Validation)) {
+                    proptest::prop_assert_eq!(member.given, Some(*split));
+                } else if given.contains(&2) {
+                    proptest::prop_assert_ne!(*split, Split::Test);
+                }
+            }
+        }
+    }
 }

@@ -8,6 +8,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use artifact::{Doing, Outcome, RunContext, StageError, config};
 use dataset::{DATA_FILE, Profile, Split, table};
 use polars::prelude::{BooleanChunked, DataFrame, IntoLazy, NewChunkedArray};
+use rayon::prelude::*;
 use transform::{ColumnKind, Derived, Feature, Fitted, RawColumn, Source, TableTransform, raw, source, sql};
 
 use crate::cleaning::{Cleaning, ColumnChange};
@@ -135,15 +136,8 @@ impl<'a> Work<'a> {
 
     /// BLAKE3 of each row's words, column by column, nulls told from texts.
     fn digests(&self) -> Result<Vec<[u8; 32]>, StageError> {
-        let mut hashers = vec![blake3::Hasher::new(); self.ids.len()];
-        for field in self.schema.fields().iter().filter(|field| ColumnKind::of(field.data_type()).is_some()) {
-            let words = raw::texts(field.name(), &self.chunks(field.name()), &[])?;
-            for (hasher, word) in hashers.iter_mut().zip(&words) {
-                let length = word.as_ref().map_or(u64::MAX, |word| word.len() as u64);
-                hasher.update(&length.to_le_bytes()).update(word.as_deref().unwrap_or_default().as_bytes());
-            }
-        }
-        Ok(hashers.iter().map(|hasher| *hasher.finalize().as_bytes()).collect())
+        let blocks: Vec<Vec<[u8; 32]>> = self.batches.par_iter().map(row_digests).collect::<Result<_, _>>()?;
+        Ok(blocks.into_iter().flatten().collect())
     }
 
     fn judge_unlabelled(&self, keep: &mut [bool], cleaning: &mut Cleaning) -> Result<(), StageError> {
@@ -406,6 +400,23 @@ impl<'a> Work<'a> {
         table::write_table(&context.output().join(DATA_FILE), &schema, &batches)?;
         Profile::of_table(&batches, Some("label"), Some("split"))?.write(context.output())
     }
+}
+
+/// One batch of [`Work::digests`]. Words, not the bits of a type: 1 and 1.0 are the same value.
+fn row_digests(batch: &RecordBatch) -> Result<Vec<[u8; 32]>, StageError> {
+    let mut rows = vec![Vec::new(); batch.num_rows()];
+    for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
+        if ColumnKind::of(field.data_type()).is_none() {
+            continue;
+        }
+        let words = raw::texts(field.name(), std::slice::from_ref(column), &[])?;
+        for (row, word) in rows.iter_mut().zip(&words) {
+            let length = word.as_ref().map_or(u64::MAX, |word| word.len() as u64);
+            row.extend(length.to_le_bytes());
+            row.extend(word.as_deref().unwrap_or_default().as_bytes());
+        }
+    }
+    Ok(rows.iter().map(|row| *blake3::hash(row).as_bytes()).collect())
 }
 
 fn gaps<T>(values: &[Option<T>]) -> Vec<usize> {
