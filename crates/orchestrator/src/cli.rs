@@ -1,0 +1,173 @@
+//! The command line: low-level arguments, nothing done yet.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+
+/// Raw data into decisions: collect, store, process, learn, apply, as one TOML file declares.
+#[derive(Debug, Parser)]
+#[command(name = "episteme", version, arg_required_else_help = true, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+    /// What holds for every verb.
+    #[command(flatten)]
+    pub global: Global,
+}
+
+const EXIT_CODES: &str = "Start with `episteme run`. Exit codes: 0 done, 1 a stage failed, 2 the pipeline or the command line is wrong, 3 busy, 130 interrupted.";
+
+/// Options that hold everywhere.
+#[derive(Debug, Args)]
+pub struct Global {
+    /// Where artifacts are kept; made if it is missing
+    #[arg(long, global = true, value_name = "DIR", env = "EPISTEME_STORE", default_value = "data/store")]
+    pub store: PathBuf,
+    /// A folder or URL tried before a download's own address: `<mirror>/<dataset>/<file>` or `<mirror>/<file>`
+    #[arg(long = "mirror", global = true, value_name = "DIR-or-URL", env = "EPISTEME_MIRROR", hide_env_values = true, action = ArgAction::Append)]
+    pub mirrors: Vec<String>,
+    /// Stages at once [default: the number of processors]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub jobs: Option<u16>,
+    /// Replaces a value of the pipeline file: `--set stages.model.epochs=3`
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = set)]
+    pub sets: Vec<String>,
+    /// One JSON object a line on standard output; the last sums it up
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Only warnings and failures
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// Colours: when standard output is a terminal and NO_COLOR is not set, always, or never
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub color: Color,
+}
+
+fn set(text: &str) -> Result<String, String> {
+    match text.split_once('=') {
+        Some((key, _)) if !key.trim().is_empty() => Ok(text.to_owned()),
+        _ => Err("write it as KEY=VALUE, such as stages.model.epochs=3".into()),
+    }
+}
+
+/// When to use colours.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Color {
+    /// As the terminal and NO_COLOR have it.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// What to do when the pipeline is running already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnBusy {
+    /// Wait for it to end.
+    Wait,
+    /// Leave with exit code 0.
+    Skip,
+    /// Leave with exit code 3.
+    Fail,
+}
+
+/// The pipeline file that most verbs take.
+#[derive(Debug, Args)]
+pub struct FileArg {
+    /// The pipeline file
+    #[arg(value_name = "FILE", default_value = "pipelines/digits.toml")]
+    pub file: PathBuf,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Runs a pipeline: only what has changed, several stages at once
+    Run {
+        /// Which.
+        #[command(flatten)]
+        file: FileArg,
+        /// Runs every stage, whatever is there already
+        #[arg(long)]
+        force: bool,
+        /// When the same pipeline is running on this store
+        #[arg(long, value_name = "WHAT", default_value = "wait")]
+        on_busy: OnBusy,
+        /// Copies the named results (predictions, report, …) to this folder at the end
+        #[arg(long, value_name = "DIR")]
+        export: Option<PathBuf>,
+    },
+    /// Says what a run would do, and does nothing
+    Plan(FileArg),
+    /// Says what is there of a pipeline: artifacts, metrics, results
+    Status(FileArg),
+    /// Shows an artifact or a run: config, metrics, files, lineage
+    Show {
+        /// A stage of the pipeline, the beginning of a digest, or a run's name; without it the last run
+        what: Option<String>,
+        /// The pipeline that a stage's name belongs to
+        #[arg(long, value_name = "FILE", default_value = "pipelines/digits.toml")]
+        pipeline: PathBuf,
+    },
+    /// Draws a pipeline's stages
+    Graph {
+        /// Which.
+        #[command(flatten)]
+        file: FileArg,
+        /// As what
+        #[arg(long, default_value = "text")]
+        format: GraphFormat,
+    },
+    /// Reads a pipeline file and says everything that is wrong with it
+    Check(FileArg),
+    /// Lists the stage types, or the keys of one
+    Stages {
+        /// A stage type, such as learn.classifier
+        uses: Option<String>,
+        /// As Markdown, as docs/pipeline-reference.md has it
+        #[arg(long)]
+        markdown: bool,
+    },
+    /// Prints the JSON Schema of pipeline files, for editors
+    Schema,
+    /// For cron
+    Schedule {
+        /// What.
+        #[command(subcommand)]
+        verb: ScheduleVerb,
+    },
+    /// Removes what dead runs left and what nothing refers to
+    Gc {
+        /// Says what would go, and removes nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Runs one stage from its spec file: what a run starts for each stage
+    #[command(hide = true)]
+    Stage {
+        /// The spec file.
+        spec: PathBuf,
+    },
+}
+
+/// As what a graph is drawn.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum GraphFormat {
+    /// Lines for a terminal.
+    Text,
+    /// A Mermaid flow chart.
+    Mermaid,
+}
+
+/// What `schedule` does.
+#[derive(Debug, Subcommand)]
+pub enum ScheduleVerb {
+    /// Prints crontab lines for pipelines that have a `schedule`: `episteme schedule print pipelines/*.toml | crontab -`
+    Print {
+        /// The pipeline files
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
+}

@@ -1,1 +1,0 @@
-//! The episteme binary: plans, caches and runs pipelines declared in TOML.

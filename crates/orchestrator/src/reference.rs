@@ -1,0 +1,171 @@
+//! The pipeline file described from the config types: JSON Schema for editors, Markdown for docs.
+
+use artifact::StageType;
+use serde_json::{Map, Value, json};
+
+/// The JSON Schema of pipeline files: each stage checked against the type that its `uses` names.
+pub fn schema(types: &[StageType]) -> Value {
+    let mut definitions = Map::new();
+    let mut cases = Vec::new();
+    for kind in types {
+        let mut schema = (kind.schema)().to_value();
+        if let Some(inner) = schema.as_object_mut().and_then(|schema| schema.remove("$defs")).and_then(|inner| inner.as_object().cloned()) {
+            definitions.extend(inner);
+        }
+        if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
+            properties.insert("uses".into(), json!({ "const": kind.uses }));
+        }
+        definitions.insert(kind.uses.to_owned(), schema);
+        cases.push(json!({
+            "if": { "properties": { "uses": { "const": kind.uses } }, "required": ["uses"] },
+            "then": { "$ref": format!("#/$defs/{}", kind.uses) },
+        }));
+    }
+    let uses: Vec<&str> = types.iter().map(|kind| kind.uses).collect();
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Episteme pipeline",
+        "type": "object",
+        "additionalProperties": false,
+        "required": ["stages"],
+        "properties": {
+            "name": { "type": "string", "description": "Names the pipeline's lock and runs; the file's name without ending if absent." },
+            "description": { "type": "string", "description": "What it is for." },
+            "schedule": { "type": "string", "description": "When it runs, in crontab's five fields." },
+            "seed": { "type": "integer", "minimum": 0, "default": 0, "description": "The seed of every stage that uses chance and states none of its own." },
+            "stages": {
+                "type": "object",
+                "minProperties": 1,
+                "description": "The stages, by name.",
+                "additionalProperties": { "type": "object", "required": ["uses"], "properties": { "uses": { "enum": uses } }, "allOf": cases },
+            },
+        },
+        "$defs": definitions,
+    })
+}
+
+/// `docs/pipeline-reference.md`.
+pub fn markdown(types: &[StageType]) -> String {
+    let mut text = String::from(
+        "# Pipeline reference\n\nMade from the config types by `cargo xtask docs`; do not edit.\n\n\
+         A pipeline file is TOML with these keys:\n\n\
+         | key | type | meaning |\n|---|---|---|\n\
+         | `name` | text | names the pipeline's lock and runs; the file's name if absent |\n\
+         | `description` | text | what it is for |\n\
+         | `schedule` | text | when it runs, in crontab's five fields |\n\
+         | `seed` | whole number | the seed of every stage that uses chance and states none of its own; default 0 |\n\
+         | `[stages.NAME]` | table | a stage: `uses = \"…\"` and the keys below |\n\n\
+         `episteme schema` prints the same as JSON Schema, for editors.\n",
+    );
+    for kind in types {
+        text.push_str(&format!("\n## {}\n\n{} Gives: {}.\n\n", kind.uses, sentence(kind.summary), kind.gives));
+        text.push_str("| key | type | default | meaning |\n|---|---|---|---|\n");
+        for key in keys(kind) {
+            let default =
+                key.default.map_or_else(|| if key.required { "required".to_owned() } else { String::new() }, |value| format!("`{value}`"));
+            text.push_str(&format!("| `{}` | {} | {} | {} |\n", key.name, key.kind, cell(&default), cell(&key.about)));
+        }
+    }
+    text
+}
+
+/// One stage type's keys, for a terminal.
+pub fn stage(kind: &StageType) -> String {
+    let mut text = format!("{}: {} Gives: {}.\n", kind.uses, sentence(kind.summary), kind.gives);
+    for key in keys(kind) {
+        let default = key
+            .default
+            .map_or_else(|| if key.required { " (required)".to_owned() } else { String::new() }, |value| format!(" (default {value})"));
+        text.push_str(&format!("\n  {} : {}{default}\n      {}\n", key.name, key.kind, key.about));
+    }
+    text
+}
+
+fn sentence(text: &str) -> String {
+    format!("{}.", text.trim_end_matches('.'))
+}
+
+/// A table cell: one line, bars escaped.
+fn cell(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|")
+}
+
+struct Key {
+    name: String,
+    kind: String,
+    required: bool,
+    default: Option<String>,
+    about: String,
+}
+
+/// A config's keys: required ones first, then by name.
+fn keys(kind: &StageType) -> Vec<Key> {
+    let schema = (kind.schema)().to_value();
+    let required: Vec<&str> = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let properties = schema["properties"].as_object().cloned().unwrap_or_default();
+    let mut keys: Vec<Key> = properties
+        .iter()
+        .map(|(name, property)| Key {
+            name: name.clone(),
+            kind: kind_of(property, &schema, 0),
+            required: required.contains(&name.as_str()),
+            default: property.get("default").filter(|value| !value.is_null()).map(Value::to_string),
+            about: property.get("description").and_then(Value::as_str).unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" "),
+        })
+        .collect();
+    keys.sort_by_key(|key| !key.required);
+    keys
+}
+
+/// A schema's type in words; definitions are looked up, three deep at most.
+fn kind_of(schema: &Value, root: &Value, depth: usize) -> String {
+    if depth > 3 {
+        return "table".into();
+    }
+    if schema["format"] == "stage" {
+        return "stage name".into();
+    }
+    if let Some(name) = schema["$ref"].as_str().and_then(|path| path.strip_prefix("#/$defs/")) {
+        return kind_of(&root["$defs"][name], root, depth + 1);
+    }
+    if let Some(texts) = schema["enum"].as_array() {
+        return texts.iter().map(|text| format!("`{text}`")).collect::<Vec<_>>().join(" or ");
+    }
+    if let Some(value) = schema.get("const") {
+        return format!("`{value}`");
+    }
+    if let Some(cases) = schema["oneOf"].as_array().or(schema["anyOf"].as_array()) {
+        let mut kinds: Vec<String> =
+            cases.iter().filter(|case| case["type"] != "null").map(|case| kind_of(case, root, depth + 1)).collect();
+        kinds.dedup();
+        return kinds.join(" or ");
+    }
+    let named = |name: &str| match name {
+        "string" => "text".to_owned(),
+        "integer" => "whole number".to_owned(),
+        "number" => "number".to_owned(),
+        "boolean" => "true or false".to_owned(),
+        "array" => format!("list of {}", kind_of(&schema["items"], root, depth + 1)),
+        _ => table(schema, root, depth),
+    };
+    match &schema["type"] {
+        Value::String(name) => named(name),
+        Value::Array(names) => {
+            names.iter().filter_map(Value::as_str).filter(|name| *name != "null").map(named).collect::<Vec<_>>().join(" or ")
+        }
+        _ => "value".to_owned(),
+    }
+}
+
+fn table(schema: &Value, root: &Value, depth: usize) -> String {
+    match schema["properties"].as_object() {
+        Some(properties) if !properties.is_empty() => {
+            let keys: Vec<String> = properties.keys().map(|key| format!("`{key}`")).collect();
+            format!("table of {}", keys.join(", "))
+        }
+        _ if schema["additionalProperties"].is_object() => {
+            format!("table of {}", kind_of(&schema["additionalProperties"], root, depth + 1))
+        }
+        _ => "table".into(),
+    }
+}

@@ -1,0 +1,223 @@
+//! What people see of a run: bars on a terminal, plain lines elsewhere, a table at the end.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::sync::Mutex;
+
+use anstyle::{AnsiColor, Style};
+use artifact::event::{StageResult, Status};
+use artifact::{Event, Level, Sink, StageError};
+use indicatif::{HumanBytes, HumanCount, MultiProgress, ProgressBar, ProgressStyle};
+
+/// One stream to several readers.
+pub struct Tee(pub Vec<Box<dyn Sink>>);
+
+impl Sink for Tee {
+    fn emit(&self, event: Event) {
+        for sink in &self.0 {
+            sink.emit(event.clone());
+        }
+    }
+}
+
+/// Bars if standard error is a terminal, else lines; nothing but warnings and failures when quiet.
+pub fn terminal(quiet: bool) -> Box<dyn Sink> {
+    match std::io::stderr().is_terminal() && !quiet {
+        true => Box::new(Bars::default()),
+        false => Box::new(Lines { quiet }),
+    }
+}
+
+/// Bold, red and so on, as `anstream` lets them through.
+const BOLD: Style = Style::new().bold();
+const DIM: Style = Style::new().dimmed();
+const RED: Style = AnsiColor::Red.on_default().bold();
+const YELLOW: Style = AnsiColor::Yellow.on_default();
+const GREEN: Style = AnsiColor::Green.on_default();
+const CYAN: Style = AnsiColor::Cyan.on_default();
+
+/// Plain lines: what cron mails.
+struct Lines {
+    quiet: bool,
+}
+
+impl Sink for Lines {
+    fn emit(&self, event: Event) {
+        if let Some(line) = line(&event, self.quiet) {
+            anstream::eprintln!("{line}");
+        }
+    }
+}
+
+/// One event as a line; none for what only a bar shows.
+fn line(event: &Event, quiet: bool) -> Option<String> {
+    match event {
+        Event::Log { stage, level: Level::Warning, message } => Some(format!("{YELLOW}warning{YELLOW:#} {stage}: {message}")),
+        Event::StageFailed { stage, error, .. } => Some(failure(stage, error)),
+        _ if quiet => None,
+        Event::RunStarted { run, pipeline, stages } => {
+            Some(format!("{BOLD}{pipeline}{BOLD:#}: {} stages {DIM}({run}){DIM:#}", stages.len()))
+        }
+        Event::StageStarted { stage, uses } => Some(format!("{CYAN}start{CYAN:#}   {stage} {DIM}({uses}){DIM:#}")),
+        Event::Log { stage, level: Level::Info, message } => Some(format!("        {stage}: {message}")),
+        Event::Metric { stage, name, value, step: Some(step) } => Some(format!("        {stage}: epoch {step} {name} {value:.4}")),
+        Event::StageFinished { stage, status: Status::Cached, .. } => Some(format!("{DIM}cached{DIM:#}  {stage}")),
+        Event::StageFinished { stage, seconds, .. } => Some(format!("{GREEN}done{GREEN:#}    {stage} in {}", duration(*seconds))),
+        _ => None,
+    }
+}
+
+/// What failed, where, why, and what to do next.
+pub fn failure(stage: &str, error: &StageError) -> String {
+    let mut text = format!("{RED}failed{RED:#}  {BOLD}{stage}{BOLD:#}: {}", error.message);
+    if let Some(place) = &error.place {
+        text.push_str(&format!("\n        at {place}"));
+    }
+    for cause in &error.causes {
+        text.push_str(&format!("\n        because {cause}"));
+    }
+    if let Some(help) = &error.help {
+        text.push_str(&format!("\n        {CYAN}help:{CYAN:#} {help}"));
+    }
+    text
+}
+
+/// A bar for each running stage, with finished stages as lines above.
+#[derive(Default)]
+struct Bars {
+    all: MultiProgress,
+    running: Mutex<BTreeMap<String, ProgressBar>>,
+}
+
+impl Bars {
+    fn say(&self, text: &str) {
+        let text = match std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) {
+            true => anstream::adapter::strip_str(text).to_string(),
+            false => text.to_owned(),
+        };
+        // A closed terminal is no failure of the run.
+        let _ = self.all.println(text);
+    }
+}
+
+/// While the total is unknown, and when it is known. Both templates are tested.
+const SPINNER: &str = "{spinner} {prefix:<14} {wide_msg} {elapsed}";
+const BAR: &str = "{spinner} {prefix:<14} [{bar:28}] {percent:>3}%  {wide_msg} eta {eta}";
+
+impl Sink for Bars {
+    fn emit(&self, event: Event) {
+        let Ok(mut running) = self.running.lock() else { return };
+        match &event {
+            Event::StageStarted { stage, .. } => {
+                let bar = self.all.add(ProgressBar::new_spinner()).with_prefix(stage.clone());
+                if let Ok(style) = ProgressStyle::with_template(SPINNER) {
+                    bar.set_style(style);
+                }
+                bar.enable_steady_tick(std::time::Duration::from_millis(120));
+                running.insert(stage.clone(), bar);
+            }
+            Event::Progress { stage, label, done, total, unit } => {
+                let Some(bar) = running.get(stage) else { return };
+                let amount = |count: u64| if unit == "bytes" { HumanBytes(count).to_string() } else { HumanCount(count).to_string() };
+                if let Some(total) = total.filter(|total| *total > 0) {
+                    if bar.length() != Some(total) || bar.position() > *done {
+                        bar.reset_eta();
+                        bar.set_length(total);
+                        ProgressStyle::with_template(BAR).into_iter().for_each(|style| bar.set_style(style.progress_chars("━╸─")));
+                    }
+                    bar.set_message(format!("{label}: {} of {} {unit}", amount(*done), amount(total)));
+                } else {
+                    bar.set_message(format!("{label}: {} {unit}", amount(*done)));
+                }
+                bar.set_position(*done);
+            }
+            Event::StageFinished { stage, .. } | Event::StageFailed { stage, .. } => {
+                if let Some(bar) = running.remove(stage) {
+                    bar.finish_and_clear();
+                }
+            }
+            Event::RunFinished { .. } => running.values().for_each(ProgressBar::finish_and_clear),
+            _ => {}
+        }
+        match event {
+            Event::StageStarted { .. } => {}
+            event => line(&event, false).into_iter().for_each(|line| self.say(&line)),
+        }
+    }
+}
+
+/// The table at the end of a run, for standard output.
+pub struct Summary;
+
+impl Sink for Summary {
+    fn emit(&self, event: Event) {
+        let Event::RunFinished { ok, seconds, stages, metrics, outputs, .. } = event else { return };
+        let width = stages.iter().map(|stage| stage.name.len()).max().unwrap_or_default();
+        anstream::println!();
+        for stage in &stages {
+            anstream::println!("  {:<width$}  {}", stage.name, status(stage));
+        }
+        let main: Vec<_> = metrics.iter().filter(|(name, _)| is_main(name)).collect();
+        if !main.is_empty() {
+            anstream::println!();
+            main.iter().for_each(|(name, value)| anstream::println!("  {name:<24} {BOLD}{value:.4}{BOLD:#}"));
+        }
+        if !outputs.is_empty() {
+            anstream::println!();
+            outputs.iter().for_each(|(name, path)| anstream::println!("  {name:<12} {path}"));
+        }
+        let ran = stages.iter().filter(|stage| stage.status == Status::Ran).count();
+        let cached = stages.iter().filter(|stage| stage.status == Status::Cached).count();
+        let word = if ok { format!("{GREEN}done{GREEN:#}") } else { format!("{RED}not done{RED:#}") };
+        anstream::println!("\n{word} in {}: {ran} ran, {cached} cached", duration(seconds));
+    }
+}
+
+fn status(stage: &StageResult) -> String {
+    let digest = stage.artifact.map(|digest| digest.short()).unwrap_or_default();
+    match stage.status {
+        Status::Ran => format!("{GREEN}ran{GREEN:#}      {:>8}  {DIM}{digest}{DIM:#}", duration(stage.seconds)),
+        Status::Cached => format!("{DIM}cached             {digest}{DIM:#}"),
+        Status::Failed => format!("{RED}failed{RED:#}   {:>8}", duration(stage.seconds)),
+        Status::Skipped => format!("{YELLOW}skipped{YELLOW:#}"),
+    }
+}
+
+/// Of forty metrics, those that sum a model up: no class's own.
+fn is_main(name: &str) -> bool {
+    let split_and_name: Vec<&str> = name.split('.').collect();
+    matches!(split_and_name.as_slice(), [_, "accuracy" | "macro_f1" | "balanced_accuracy" | "log_loss" | "roc_auc" | "average_precision"])
+}
+
+/// Seconds for people: `84 ms`, `3.2 s`, `2 min 5 s`.
+pub fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 1.0 => format!("{:.0} ms", s * 1000.0),
+        s if s < 100.0 => format!("{s:.1} s"),
+        s => format!("{} min {} s", s as u64 / 60, s as u64 % 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn both_bar_templates_are_valid() {
+        ProgressStyle::with_template(SPINNER).unwrap();
+        ProgressStyle::with_template(BAR).unwrap();
+    }
+
+    #[test]
+    fn durations_read_well() {
+        assert_eq!([0.0842, 3.24, 125.0].map(duration), ["84 ms", "3.2 s", "2 min 5 s"]);
+    }
+
+    #[test]
+    fn a_failure_says_what_where_why_and_what_next() {
+        let error = StageError::new("this is no JPEG").at("cat/1.jpg").because(&std::io::Error::other("bad magic")).help("remove it");
+        let text = anstream::adapter::strip_str(&failure("images", &error)).to_string();
+        assert_eq!(text, "failed  images: this is no JPEG\n        at cat/1.jpg\n        because bad magic\n        help: remove it");
+    }
+}

@@ -1,0 +1,264 @@
+//! What each verb does.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+
+use artifact::event::JsonLines;
+use artifact::object_store::Lock;
+use artifact::worker::{DONE, FAILED, INTERRUPTED, run_spec_file, stop_flag};
+use artifact::{Digest, Doing, ObjectStore, Settings, Sink, StageError};
+
+use crate::cli::{Cli, Global, GraphFormat, OnBusy, ScheduleVerb, Verb};
+use crate::pipeline::Pipeline;
+use crate::plan::{Forecast, Plan};
+use crate::render::{self, Summary, Tee};
+use crate::run::{Begun, Options, Run, RunLog};
+use crate::{BUSY, Failure, gc, graph, reference, registry, schedule, show};
+
+/// Does what was asked; the exit code.
+pub fn act(cli: Cli) -> Result<u8, Failure> {
+    let global = &cli.global;
+    match &cli.verb {
+        Verb::Run { file, force, on_busy, export } => run(global, &file.file, *force, *on_busy, export.as_deref()),
+        Verb::Plan(file) => plan(global, &file.file),
+        Verb::Status(file) => status(global, &file.file),
+        Verb::Show { what, pipeline } => show_verb(global, what.as_deref(), pipeline),
+        Verb::Graph { file, format } => {
+            let plan = load(global, &file.file)?;
+            anstream::print!("{}", if matches!(format, GraphFormat::Text) { graph::text(&plan) } else { graph::mermaid(&plan) });
+            Ok(DONE)
+        }
+        Verb::Check(file) => {
+            let plan = load(global, &file.file)?;
+            anstream::println!("{}: {} stages, nothing wrong", file.file.display(), plan.stages.len());
+            Ok(DONE)
+        }
+        Verb::Stages { uses, markdown } => stages(uses.as_deref(), *markdown),
+        Verb::Schema => print_json(&reference::schema(&registry::stages())),
+        Verb::Schedule { verb: ScheduleVerb::Print { files } } => schedule_print(global, files),
+        Verb::Gc { dry_run } => collect_garbage(global, *dry_run),
+        Verb::Stage { spec } => Ok(run_spec_file(spec, &registry::stages(), &JsonLines::new(std::io::stdout()))),
+    }
+}
+
+fn load(global: &Global, file: &Path) -> Result<Plan, Failure> {
+    Ok(Plan::new(Pipeline::load(file, &global.sets, &registry::stages())?)?)
+}
+
+fn settings(global: &Global, plan: &Plan) -> Settings {
+    // A mirror's relative folder is taken from where the user is, not from the pipeline's folder.
+    let absolute = |mirror: &String| {
+        if mirror.contains("://") {
+            mirror.clone()
+        } else {
+            fs::canonicalize(mirror).map_or_else(|_| mirror.clone(), |path| path.display().to_string())
+        }
+    };
+    Settings {
+        mirrors: global.mirrors.iter().filter(|mirror| !mirror.is_empty()).map(absolute).collect(),
+        base: plan.base.clone(),
+        scratch: None,
+    }
+}
+
+fn run(global: &Global, file: &Path, force: bool, on_busy: OnBusy, export: Option<&Path>) -> Result<u8, Failure> {
+    let plan = load(global, file)?;
+    let settings = settings(global, &plan);
+    let outside = plan.outside(&settings).map_err(Failure::Asked)?;
+    let store = ObjectStore::open(&global.store)?;
+    let stop = stop_flag().doing(|| "installing the signal handlers".into())?;
+    let _lock = match lock(&store, &plan.name, on_busy, &|| stop.load(Ordering::Relaxed))? {
+        Ok(lock) => lock,
+        Err(code) => return Ok(code),
+    };
+    let jobs = global.jobs.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);
+    let options = Options { jobs, force, settings };
+    let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
+    match global.json {
+        true => sinks.push(Box::new(JsonLines::new(std::io::stdout()))),
+        false => sinks.push(render::terminal(global.quiet)),
+    }
+    if !global.json && !global.quiet {
+        sinks.push(Box::new(Summary));
+    }
+    let begun = Begun::new(&store, &plan.name)?;
+    sinks.push(Box::new(RunLog::create(&begun.folder)?));
+    let sink = Tee(sinks);
+    let ended = Run::new(begun, &plan, &store, &options, &sink, &stop).finish(&outside)?;
+    if let Some(folder) = export {
+        copy_out(&ended.outputs, folder)?;
+    }
+    Ok(match (ended.interrupted, ended.ok) {
+        (true, _) => INTERRUPTED,
+        (false, true) => DONE,
+        (false, false) => FAILED,
+    })
+}
+
+/// The pipeline's lock, or the exit code to leave with.
+fn lock(store: &ObjectStore, pipeline: &str, on_busy: OnBusy, stop: &dyn Fn() -> bool) -> Result<Result<Lock, u8>, StageError> {
+    let name = format!("pipeline-{pipeline}");
+    let locking = || format!("taking the lock of `{pipeline}`");
+    if let Some(lock) = store.try_lock(&name).doing(locking)? {
+        return Ok(Ok(lock));
+    }
+    let busy = format!("another run of `{pipeline}` is at work on {}", store.root().display());
+    match on_busy {
+        OnBusy::Wait => {
+            anstream::eprintln!("{busy}: waiting for it (--on-busy skip or fail would leave)");
+            match store.lock(&name, stop) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Ok(Err(INTERRUPTED)),
+                locked => locked.doing(locking).map(Ok),
+            }
+        }
+        OnBusy::Skip => {
+            anstream::eprintln!("{busy}: skipped");
+            Ok(Err(DONE))
+        }
+        OnBusy::Fail => {
+            artifact::cli::report(&StageError::new(busy).help("wait for it (--on-busy wait), or leave quietly (--on-busy skip)"));
+            Ok(Err(BUSY))
+        }
+    }
+}
+
+/// Copies named results to a folder, each under its name: a file with its ending, a folder whole.
+fn copy_out(outputs: &std::collections::BTreeMap<String, String>, folder: &Path) -> Result<(), StageError> {
+    fs::create_dir_all(folder).doing(|| format!("making {}", folder.display()))?;
+    for path in outputs.values().map(Path::new) {
+        let target = folder.join(path.file_name().unwrap_or_default());
+        let copying = || format!("copying {} to {}", path.display(), target.display());
+        artifact::durable::write_file(&target, &fs::read(path).doing(copying)?).doing(copying)?;
+        anstream::eprintln!("copied to {}", target.display());
+    }
+    Ok(())
+}
+
+fn plan(global: &Global, file: &Path) -> Result<u8, Failure> {
+    let plan = load(global, file)?;
+    let outside = plan.outside(&settings(global, &plan)).map_err(Failure::Asked)?;
+    let store = ObjectStore::open(&global.store)?;
+    let forecasts = plan.forecast(&store, &outside)?;
+    if global.json {
+        let stages: Vec<_> = plan
+            .stages
+            .iter()
+            .zip(&forecasts)
+            .map(|(stage, forecast)| {
+                let (will, artifact) = match forecast {
+                    Forecast::Cached(record) => ("cached", Some(record.artifact)),
+                    Forecast::Run(_) => ("run", None),
+                    Forecast::AfterUpstream => ("after_upstream", None),
+                };
+                serde_json::json!({ "name": stage.declared.name, "uses": stage.declared.stage.uses(), "will": will, "artifact": artifact })
+            })
+            .collect();
+        return print_json(&serde_json::json!({ "type": "plan", "pipeline": plan.name, "stages": stages }));
+    }
+    let width = plan.stages.iter().map(|stage| stage.declared.name.len()).max().unwrap_or_default();
+    for (stage, forecast) in plan.stages.iter().zip(&forecasts) {
+        let why = match forecast {
+            Forecast::Cached(record) => format!("cached   {} (made by {})", record.artifact.short(), record.run),
+            Forecast::Run(_) => "run      its config, code version or input is new here".to_owned(),
+            Forecast::AfterUpstream => "run      unless the stages before it give what they gave before".to_owned(),
+        };
+        anstream::println!("  {:<width$}  {why}", stage.declared.name);
+    }
+    Ok(DONE)
+}
+
+fn status(global: &Global, file: &Path) -> Result<u8, Failure> {
+    let plan = load(global, file)?;
+    let outside = plan.outside(&settings(global, &plan)).map_err(Failure::Asked)?;
+    let store = ObjectStore::open(&global.store)?;
+    let forecasts = plan.forecast(&store, &outside)?;
+    show::status(&plan, &store, &forecasts, global.json)?;
+    Ok(DONE)
+}
+
+fn show_verb(global: &Global, what: Option<&str>, pipeline: &Path) -> Result<u8, Failure> {
+    let store = ObjectStore::open(&global.store)?;
+    let Some(what) = what else {
+        show::last_run(&store, global.json)?;
+        return Ok(DONE);
+    };
+    if let Some(folder) = Some(store.run(what)).filter(|folder| folder.is_dir()) {
+        show::run(&folder, global.json)?;
+        return Ok(DONE);
+    }
+    let digest = match show::by_digest(&store, what)? {
+        Some(digest) => digest,
+        None => stage_artifact(global, &store, pipeline, what)?,
+    };
+    show::artifact(&store, &digest, global.json)?;
+    Ok(DONE)
+}
+
+/// The artifact that a stage of the pipeline has now.
+fn stage_artifact(global: &Global, store: &ObjectStore, file: &Path, name: &str) -> Result<Digest, Failure> {
+    let plan = load(global, file)?;
+    let Some(index) = plan.stages.iter().position(|stage| stage.declared.name == name) else {
+        let known = plan.stages.iter().map(|stage| stage.declared.name.as_str());
+        let error =
+            StageError::new(format!("`{name}` is no stage of {}, no run and no digest of {}", file.display(), store.root().display()));
+        return Err(Failure::Asked(error.help(artifact::config::suggest(name, known))));
+    };
+    let outside = plan.outside(&settings(global, &plan)).map_err(Failure::Asked)?;
+    match plan.forecast(store, &outside)?.into_iter().nth(index) {
+        Some(Forecast::Cached(record)) => Ok(record.artifact),
+        _ => Err(Failure::Asked(
+            StageError::new(format!("`{name}` has not run as the file stands now")).help(format!("episteme run {}", file.display())),
+        )),
+    }
+}
+
+fn stages(uses: Option<&str>, markdown: bool) -> Result<u8, Failure> {
+    let types = registry::stages();
+    match uses {
+        None if markdown => anstream::print!("{}", reference::markdown(&types)),
+        None => {
+            let width = types.iter().map(|kind| kind.uses.len()).max().unwrap_or_default();
+            types.iter().for_each(|kind| anstream::println!("{:<width$}  {} → {}", kind.uses, kind.summary, kind.gives));
+        }
+        Some(uses) => {
+            let Some(kind) = types.iter().find(|kind| kind.uses == uses) else {
+                let error = StageError::new(format!("there is no stage type `{uses}`"));
+                return Err(Failure::Asked(error.help(artifact::config::suggest(uses, types.iter().map(|kind| kind.uses)))));
+            };
+            anstream::print!("{}", reference::stage(kind));
+        }
+    }
+    Ok(DONE)
+}
+
+fn print_json(value: &serde_json::Value) -> Result<u8, Failure> {
+    anstream::println!("{}", serde_json::to_string_pretty(value).doing(|| "writing JSON".into())?);
+    Ok(DONE)
+}
+
+fn schedule_print(global: &Global, files: &[PathBuf]) -> Result<u8, Failure> {
+    let executable = std::env::current_exe().doing(|| "finding this executable".into())?;
+    let store = ObjectStore::open(&global.store)?;
+    for file in files {
+        let plan = load(global, file)?;
+        let mirrors = settings(global, &plan).mirrors;
+        match schedule::crontab(&plan, &executable, store.root(), &mirrors) {
+            Some(lines) => anstream::print!("{lines}"),
+            None => anstream::println!("# {}: no `schedule` in {}", plan.name, file.display()),
+        }
+    }
+    Ok(DONE)
+}
+
+fn collect_garbage(global: &Global, dry_run: bool) -> Result<u8, Failure> {
+    let store = ObjectStore::open(&global.store)?;
+    let garbage = gc::collect(&store, dry_run)?;
+    if global.json {
+        return print_json(&serde_json::json!({ "type": "gc", "dry_run": dry_run, "removed": garbage.removed, "bytes": garbage.bytes }));
+    }
+    garbage.removed.iter().for_each(|path| anstream::println!("{}", path.display()));
+    let verb = if dry_run { "would be freed" } else { "freed" };
+    anstream::println!("{} {verb}, {} paths", indicatif::HumanBytes(garbage.bytes), garbage.removed.len());
+    Ok(DONE)
+}
