@@ -41,6 +41,10 @@ pub(crate) enum Undecodable {
     Truncated(usize),
     #[error("it has {width} × {height} pixels, and `max_pixels` is {most}")]
     TooLarge { width: u32, height: u32, most: u64 },
+    #[error("it has {found} bytes, and raw pixels of {shape} have {}", .shape.bytes())]
+    WrongLength { found: usize, shape: ImageShape },
+    #[error("there is none: the value is null")]
+    Missing,
     #[error("{0}")]
     Damaged(String),
 }

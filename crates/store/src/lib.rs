@@ -9,6 +9,7 @@
 //! | [`store.idx`](idx::Idx) | IDX files as MNIST is published, plain or gzipped |
 //! | [`store.image_folder`](image_folder::ImageFolder) | class folders of PNG and JPEG files |
 //! | [`store.csv`](csv::Csv) | text tables, typed |
+//! | [`store.parquet`](parquet::Parquet) | Parquet files that others wrote: tables, or images in a binary column |
 //!
 //! Nothing is believed that can be checked: lengths in headers are compared with what is there before memory is taken for
 //! them, and every error names the file and the line, row or byte.
@@ -17,6 +18,7 @@ pub mod csv;
 pub mod idx;
 pub mod image_folder;
 pub mod layout;
+pub mod parquet;
 
 mod content;
 mod decode;
@@ -31,4 +33,9 @@ mod testing;
 use artifact::StageType;
 
 /// The stages of this crate.
-pub const STAGES: &[StageType] = &[StageType::of::<idx::Idx>(), StageType::of::<csv::Csv>(), StageType::of::<image_folder::ImageFolder>()];
+pub const STAGES: &[StageType] = &[
+    StageType::of::<idx::Idx>(),
+    StageType::of::<image_folder::ImageFolder>(),
+    StageType::of::<csv::Csv>(),
+    StageType::of::<parquet::Parquet>(),
+];
