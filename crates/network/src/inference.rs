@@ -79,9 +79,9 @@ impl Network {
             let [current, next] = buffers;
             if let (Block::BatchNorm(norm), Some(len)) = (&placed.block, len) {
                 let (scale, shift) = self.values(cursor);
-                norm.infer(scale, shift, &self.running[cursor.running], &mut current[..len]);
+                norm.infer(scale, shift, &self.running[cursor.running], sized(current, len));
             } else if !matches!(placed.block, Block::Dropout(_)) {
-                let view = len.map_or(input, |len| View::Floats(&current[..len]));
+                let view = len.map_or(input, |len| View::Floats(sized(current, len)));
                 let size = count * placed.output_len;
                 self.infer_block(placed, cursor, view, count, sized(next, size), scratch);
                 buffers.swap(0, 1);
@@ -89,7 +89,7 @@ impl Network {
             }
             cursor.advance(&placed.block);
         }
-        out.copy_from_slice(&buffers[0][..out.len()]);
+        out.copy_from_slice(sized(&mut buffers[0], out.len()));
     }
 
     fn infer_block(&self, placed: &Placed, cursor: Cursor, input: View<'_>, count: usize, output: &mut [f32], scratch: &mut Scratch) {

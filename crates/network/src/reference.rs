@@ -285,7 +285,7 @@ fn check_gradients(case: &Case) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 120, ..ProptestConfig::default() })]
 
     #[test]
     fn logits_of_random_networks_agree_with_plain_loops(case in case().prop_filter("tame", is_tame)) {
