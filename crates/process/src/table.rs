@@ -232,7 +232,7 @@ impl<'a> Work<'a> {
             .iter()
             .flat_map(sql::columns)
             .collect();
-        if let Some(name) = read.iter().find(|name| **name == &config.label[..]) {
+        if let Some(name) = read.iter().find(|name| **name == config.label) {
             return Err(StageError::new(format!("`derive` reads the label `{name}`, which new data does not have"))
                 .help("derive from other columns"));
         }

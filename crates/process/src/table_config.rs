@@ -117,7 +117,7 @@ pub enum Strategy {
 
 /// A number or a category.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "a number or a text is needed")]
 pub enum Constant {
     /// For a number.
     Number(f64),
@@ -150,7 +150,7 @@ pub struct Outliers {
 
 /// Which columns are one-hot encoded.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "\"auto\" or a list of columns is needed")]
 pub enum OneHot {
     /// `auto`.
     Word(Auto),

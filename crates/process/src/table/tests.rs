@@ -265,7 +265,7 @@ fn rows_with_gaps_are_dropped_or_refused_as_asked() {
     let columns = |strategy: &str| format!("{MACHINES_TOML}missing = {{ columns = {{ 'Torque [Nm]' = '{strategy}' }} }}");
     let ran = run_on(&batch, &columns("drop")).unwrap();
     assert_eq!(ran.cleaning().dropped["missing"], 2);
-    let error = fitted(&ran).apply(&[batch.clone()]).unwrap_err().to_string();
+    let error = fitted(&ran).apply(std::slice::from_ref(&batch)).unwrap_err().to_string();
     assert!(error.contains("Torque [Nm]") && error.contains("row 2"), "{error}");
     let (text, _) = refused(&batch, &columns("fail"));
     assert!(text.contains("2 of 12 rows") && text.contains("id 3, 11"), "{text}");
