@@ -1,6 +1,20 @@
-//! Learn (g): trains a network and gives the model artifact K.
+//! Learn (g): a processed dataset to a model artifact K.
+//!
+//! Stages: [`Classifier`] (`learn.classifier`).
+//!
+//! A model artifact holds f as it was fitted (`f.json`), the network (`model.json`, `weights.safetensors`), how it came
+//! about (`history.json`), how good it is (`metrics.json`), and a card for people (`card.md`).
+
+mod card;
+mod classifier;
+mod examples;
+mod model;
+mod training;
 
 use artifact::StageType;
 
+pub use classifier::{ClassWeights, Classifier, EarlyStopping, Keep, Watch};
+pub use model::{Epoch, MODEL_FILE, Model, WEIGHTS_FILE};
+
 /// The stages of this crate.
-pub const STAGES: &[StageType] = &[];
+pub const STAGES: &[StageType] = &[StageType::of::<Classifier>()];

@@ -29,7 +29,7 @@
 //!
 //! // One dark and one bright image.
 //! let bytes = [vec![20; 36], vec![230; 36]].concat();
-//! let normalisation = Normalisation::unit(1);
+//! let normalisation = Normalisation::standard(&[0.5], &[0.25]);
 //! let input = Input::Pixels { bytes: &bytes, normalisation: &normalisation };
 //! for _ in 0..100 {
 //!     network.train_step(Batch { input, labels: &[0, 1] }, &mut optimiser, &LossOptions::default())?;
@@ -65,6 +65,7 @@ mod init;
 mod layer;
 mod loss;
 mod matmul;
+pub mod metrics;
 mod network;
 mod optimiser;
 mod partition;

@@ -1,0 +1,224 @@
+//! `learn.classifier`: the config, and the way from a processed dataset to a model artifact.
+
+use artifact::{ConfigProblem, InputRef, Kind, Outcome, RunContext, Stage, StageError, StageName};
+use network::{Architecture, LayerSpec, LossOptions, OptimiserConfig, Shape};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::examples::Examples;
+use crate::model::Model;
+use crate::training;
+
+/// Trains a network to tell classes apart. The best epoch on the validation split is kept; f goes into the model.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Classifier {
+    /// The processed dataset to learn from.
+    pub input: StageName,
+    /// The network, layer by layer: `"conv 32 3x3 relu"`, `"pool 2"`, `"batchnorm"`, `"dropout 0.5"`, `"dense 10"`. The last one
+    /// has an output for each class.
+    pub layers: Vec<LayerSpec>,
+    /// The images' height, width and channels, stated so that layers that do not fit are reported before anything runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<[usize; 3]>,
+    /// The number of features of a table, stated for the same reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub features: Option<usize>,
+    /// How often the train split is gone through.
+    #[serde(default = "epochs")]
+    pub epochs: u32,
+    /// Examples in a step.
+    #[serde(default = "batch")]
+    pub batch: usize,
+    /// The optimiser: `{ name = "adam", learning_rate = 0.001 }`, `{ name = "sgd", learning_rate = 0.05, momentum = 0.9 }`.
+    #[serde(default)]
+    pub optimiser: OptimiserConfig,
+    /// How classes weigh in the loss: `none` (every example alike) or `balanced` (every class alike, for rare classes).
+    #[serde(default)]
+    pub class_weights: ClassWeights,
+    /// Share of each target that is spread evenly over all classes, from 0 to below 1.
+    #[serde(default)]
+    pub label_smoothing: f32,
+    /// The measure on the validation split that tells which epoch is best.
+    #[serde(default)]
+    pub watch: Watch,
+    /// Which epoch's weights are kept.
+    #[serde(default)]
+    pub keep: Keep,
+    /// Ends when the watched measure has not improved for `patience` epochs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub early_stopping: Option<EarlyStopping>,
+    /// The seed of weights, order and dropout; the pipeline's if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+}
+
+fn epochs() -> u32 {
+    10
+}
+fn batch() -> usize {
+    64
+}
+
+/// How classes weigh in the loss.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ClassWeights {
+    /// Every example alike.
+    #[default]
+    None,
+    /// Every class alike: an example weighs `examples / (classes × examples of its class)`.
+    Balanced,
+}
+
+/// What tells a good epoch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Watch {
+    /// Accuracy: higher is better.
+    #[default]
+    Accuracy,
+    /// Loss: lower is better.
+    Loss,
+    /// Mean F1 over classes: higher is better; for rare classes.
+    MacroF1,
+}
+
+/// Which weights the model gets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Keep {
+    /// Those of the best epoch; of equals, the earlier.
+    #[default]
+    Best,
+    /// Those of the last epoch.
+    Last,
+}
+
+/// When to end before all epochs are done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EarlyStopping {
+    /// Epochs without improvement that are put up with.
+    pub patience: u32,
+}
+
+impl Classifier {
+    /// The seed, once the pipeline has had its say.
+    pub fn seed(&self) -> u64 {
+        self.seed.unwrap_or_default()
+    }
+
+    fn declared_shape(&self) -> Option<Shape> {
+        match (self.image, self.features) {
+            (Some([height, width, channels]), _) => Some(Shape::Image { height, width, channels }),
+            (None, Some(features)) => Some(Shape::Features(features)),
+            (None, None) => None,
+        }
+    }
+
+    fn check_numbers(&self) -> Vec<ConfigProblem> {
+        let mut problems = Vec::new();
+        let mut needs = |fits: bool, key: &str, message: &str| {
+            if !fits {
+                problems.push(ConfigProblem::at(key, message));
+            }
+        };
+        needs(!self.layers.is_empty(), "layers", "a network needs at least one layer: the last is `dense` with an output for each class");
+        needs(self.epochs >= 1, "epochs", "`epochs` must be at least 1");
+        needs((1..=65_536).contains(&self.batch), "batch", "`batch` must be from 1 to 65,536 examples");
+        needs((0.0..1.0).contains(&self.label_smoothing), "label_smoothing", "`label_smoothing` must be from 0 to below 1");
+        needs(self.early_stopping.is_none_or(|stop| stop.patience >= 1), "early_stopping", "`patience` must be at least 1");
+        needs(
+            self.image.is_none() || self.features.is_none(),
+            "features",
+            "an example is an image or a row of features: state one of them",
+        );
+        if let Err(error) = self.optimiser.check() {
+            problems.push(ConfigProblem::at("optimiser", error.to_string()));
+        }
+        problems
+    }
+}
+
+impl Stage for Classifier {
+    const USES: &'static str = "learn.classifier";
+    const VERSION: u32 = 1;
+    const SUMMARY: &'static str = "Train a network to tell classes apart";
+    const GIVES: Kind = Kind::Model;
+
+    fn inputs(&self) -> Vec<InputRef> {
+        vec![InputRef::one("input", &self.input, &[Kind::Processed])]
+    }
+
+    fn check(&self) -> Vec<ConfigProblem> {
+        let mut problems = self.check_numbers();
+        if let (Some(input), false) = (self.declared_shape(), self.layers.is_empty()) {
+            let architecture = Architecture { input, layers: self.layers.clone() };
+            for problem in architecture.check().err().into_iter().flat_map(|error| error.problems) {
+                let place = problem.layer.map_or_else(|| "layers".to_owned(), |layer| format!("layers.{layer}"));
+                problems.push(ConfigProblem::at(&place, problem.message));
+            }
+        }
+        problems
+    }
+
+    fn set_seed(&mut self, pipeline_seed: u64) {
+        self.seed.get_or_insert(pipeline_seed);
+    }
+
+    fn run(&self, context: &RunContext) -> Result<Outcome, StageError> {
+        let input = context.input("input")?;
+        let examples = Examples::read(&input.path)?;
+        if let Some(declared) = self.declared_shape().filter(|declared| *declared != examples.shape()) {
+            return Err(StageError::new(format!("the config says that an example is {declared}, and the data's are {}", examples.shape()))
+                .at(input.path.display())
+                .help("correct `image` or `features`, or leave it out"));
+        }
+        let architecture = Architecture { input: examples.shape(), layers: self.layers.clone() };
+        self.check_classes(&architecture, &examples)?;
+        let loss = LossOptions { class_weights: self.weights(&examples), label_smoothing: self.label_smoothing };
+        let trained = training::train(self, &architecture, &examples, &loss, context)?;
+        let model = Model::new(self, &examples, trained);
+        model.write(context.output(), &input.path, &examples)?;
+        Ok(model.outcome())
+    }
+}
+
+impl Classifier {
+    /// Classes and outputs must fit before an hour goes into training.
+    fn check_classes(&self, architecture: &Architecture, examples: &Examples) -> Result<(), StageError> {
+        let report = architecture.check().map_err(|error| StageError::new(error.to_string()).help("change `layers`"))?;
+        let classes = examples.classes();
+        if classes.len() < 2 {
+            let only = classes.first().map_or("none at all".to_owned(), |class| format!("only `{class}`"));
+            return Err(StageError::new(format!("there is nothing to tell apart: the train split has {only}"))
+                .help("two classes or more are needed; look at `label`"));
+        }
+        if report.classes() != classes.len() {
+            let last = self.layers.last().map(ToString::to_string).unwrap_or_default();
+            let shown: Vec<&str> = classes.iter().take(12).map(String::as_str).collect();
+            let more = if classes.len() > shown.len() { ", …" } else { "" };
+            return Err(StageError::new(format!(
+                "the last layer is `{last}`, and the data has {} classes: {}{more}",
+                classes.len(),
+                shown.join(", ")
+            ))
+            .help(format!("make the last layer `dense {}`", classes.len())));
+        }
+        Ok(())
+    }
+
+    fn weights(&self, examples: &Examples) -> Option<Vec<f32>> {
+        match self.class_weights {
+            ClassWeights::None => None,
+            ClassWeights::Balanced => {
+                let mut counts = vec![0usize; examples.classes().len()];
+                examples.train().iter().for_each(|row| counts[examples.label(*row) as usize] += 1);
+                let (all, classes) = (examples.train().len() as f32, counts.len() as f32);
+                // A class that the train split lacks has no say in the loss anyway; any weight above zero will do.
+                Some(counts.iter().map(|count| all / (classes * (*count).max(1) as f32)).collect())
+            }
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! A processed dataset in memory: pixels as views into the mapped file, features as one matrix.
+
+use std::path::Path;
+
+use arrow::array::{Array, AsArray};
+use arrow::datatypes::Float32Type;
+use artifact::StageError;
+use dataset::{DATA_FILE, Images, Split, table};
+use network::{Input, Normalisation, Shape};
+use transform::Fitted;
+
+/// Labelled examples of a processed dataset, by split.
+pub struct Examples {
+    values: Values,
+    shape: Shape,
+    classes: Vec<String>,
+    labels: Vec<u32>,
+    train: Vec<usize>,
+    validation: Vec<usize>,
+    /// Rows that are in the dataset, labelled or not.
+    rows: usize,
+}
+
+enum Values {
+    Pixels { images: Images, normalisation: Normalisation },
+    Floats(Vec<f32>),
+}
+
+/// Where a batch is gathered; kept from batch to batch.
+#[derive(Default)]
+pub struct Gathered {
+    bytes: Vec<u8>,
+    floats: Vec<f32>,
+    /// The class of each gathered example.
+    pub labels: Vec<u32>,
+}
+
+impl Examples {
+    /// Opens `data.parquet` and `f.json` of a processed artifact.
+    ///
+    /// # Errors
+    /// When they cannot be read or do not fit each other, or the train split is empty.
+    pub fn read(dir: &Path) -> Result<Self, StageError> {
+        let fitted = Fitted::read(dir)?;
+        let path = dir.join(DATA_FILE);
+        let (values, shape, labels, splits) = match &fitted {
+            Fitted::Images(transform) => {
+                let images = Images::read(&path)?;
+                transform.check_shape(images.shape())?;
+                let shape = Shape::Image { height: images.shape().height, width: images.shape().width, channels: images.shape().channels };
+                let rows = 0..images.len();
+                let labels: Vec<Option<String>> = rows.clone().map(|row| images.label(row).map(str::to_owned)).collect();
+                let splits = rows.map(|row| images.split(row)).collect();
+                let normalisation = Normalisation { scale: transform.scale(), shift: transform.shift() };
+                (Values::Pixels { images, normalisation }, shape, labels, splits)
+            }
+            Fitted::Table(transform) => {
+                let names = transform.feature_names();
+                let (floats, labels, splits) = read_features(&path, &names)?;
+                (Values::Floats(floats), Shape::Features(names.len()), labels, splits)
+            }
+        };
+        Self::new(values, shape, fitted.classes(), &labels, &splits).map_err(|error| error.at(path.display()))
+    }
+
+    fn new(
+        values: Values,
+        shape: Shape,
+        classes: &[String],
+        labels: &[Option<String>],
+        splits: &[Option<Split>],
+    ) -> Result<Self, StageError> {
+        let code = |label: &str| classes.iter().position(|class| class == label).map(|code| code as u32);
+        let codes: Vec<Option<u32>> = labels.iter().map(|label| label.as_deref().and_then(code)).collect();
+        let of = |split: Split| (0..labels.len()).filter(|row| splits[*row] == Some(split) && codes[*row].is_some()).collect::<Vec<_>>();
+        let (train, validation) = (of(Split::Train), of(Split::Validation));
+        if train.is_empty() {
+            return Err(StageError::new("the train split has no labelled example").help("look at `split` and `label` of the process stage"));
+        }
+        let rows = labels.len();
+        Ok(Self {
+            values,
+            shape,
+            classes: classes.to_vec(),
+            labels: codes.into_iter().map(Option::unwrap_or_default).collect(),
+            train,
+            validation,
+            rows,
+        })
+    }
+
+    /// What one example is.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+    /// The classes, in the order of the model's outputs.
+    pub fn classes(&self) -> &[String] {
+        &self.classes
+    }
+    /// Rows of the train split, in the order of the file.
+    pub fn train(&self) -> &[usize] {
+        &self.train
+    }
+    /// Rows of the validation split, in the order of the file.
+    pub fn validation(&self) -> &[usize] {
+        &self.validation
+    }
+    /// All rows of the dataset.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+    /// The class of a row of the train or validation split.
+    pub fn label(&self, row: usize) -> u32 {
+        self.labels[row]
+    }
+
+    /// Gathers these rows, example after example.
+    pub fn gather<'a>(&'a self, rows: &[usize], into: &'a mut Gathered) -> (Input<'a>, &'a [u32]) {
+        into.labels.clear();
+        into.labels.extend(rows.iter().map(|row| self.labels[*row]));
+        let size = self.shape.len();
+        match &self.values {
+            Values::Pixels { images, normalisation } => {
+                into.bytes.clear();
+                // A processed dataset holds no corrupt image; were there one, its place would be black.
+                let black = vec![0; if images.len() < rows.len() { size } else { 0 }];
+                rows.iter().for_each(|row| into.bytes.extend_from_slice(images.pixels(*row).unwrap_or(&black)));
+                into.bytes.resize(rows.len() * size, 0);
+                (Input::Pixels { bytes: &into.bytes, normalisation }, &into.labels)
+            }
+            Values::Floats(values) => {
+                into.floats.clear();
+                rows.iter().for_each(|row| into.floats.extend_from_slice(&values[row * size..(row + 1) * size]));
+                (Input::Floats(&into.floats), &into.labels)
+            }
+        }
+    }
+}
+
+type Rows = (Vec<f32>, Vec<Option<String>>, Vec<Option<Split>>);
+
+/// Features `[rows, features]`, labels and splits of a processed table.
+fn read_features(path: &Path, names: &[String]) -> Result<Rows, StageError> {
+    let (_, batches) = table::read_table(path)?;
+    let (mut values, mut labels, mut splits) = (Vec::new(), Vec::new(), Vec::new());
+    for batch in &batches {
+        let column = |name: &str| {
+            batch.column_by_name(name).ok_or_else(|| StageError::new(format!("the column `{name}` is missing")).at(path.display()))
+        };
+        let text = |name: &str| {
+            column(name)?
+                .as_string_opt::<i32>()
+                .cloned()
+                .ok_or_else(|| StageError::new(format!("the column `{name}` is no text")).at(path.display()))
+        };
+        let features = names
+            .iter()
+            .map(|name| {
+                let column = column(name)?;
+                let numbers = column.as_primitive_opt::<Float32Type>().filter(|column| column.null_count() == 0);
+                numbers
+                    .cloned()
+                    .ok_or_else(|| StageError::new(format!("the feature `{name}` is no complete Float32 column")).at(path.display()))
+            })
+            .collect::<Result<Vec<_>, StageError>>()?;
+        (0..batch.num_rows()).for_each(|row| values.extend(features.iter().map(|feature| feature.value(row))));
+        labels.extend(text("label")?.iter().map(|label| label.map(str::to_owned)));
+        for split in text("split")?.iter() {
+            splits.push(split.map(str::parse).transpose()?);
+        }
+    }
+    Ok((values, labels, splits))
+}
