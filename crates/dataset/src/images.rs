@@ -208,6 +208,22 @@ mod tests {
     }
 
     #[test]
+    fn large_images_are_written_in_smaller_row_groups() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data.parquet");
+        let shape = ImageShape { height: 2048, width: 2048, channels: 1 };
+        let mut writer = ImageWriter::create(&path, shape).unwrap();
+        for row in 0..33u8 {
+            writer.push(&row.to_string(), None, None, Some(&vec![row; shape.bytes()])).unwrap();
+        }
+        writer.finish().unwrap();
+        let footer = ArrowReaderMetadata::load(&map_file(&path).unwrap(), ArrowReaderOptions::new()).unwrap();
+        assert_eq!(footer.metadata().row_groups().iter().map(|group| group.num_rows()).collect::<Vec<_>>(), [32, 1]);
+        let images = Images::read(&path).unwrap();
+        assert!((0..33).all(|row| images.pixels(row).unwrap().iter().all(|pixel| usize::from(*pixel) == row)));
+    }
+
+    #[test]
     fn an_image_of_another_size_is_refused_by_name() {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = ImageWriter::create(&dir.path().join("data.parquet"), SHAPE).unwrap();

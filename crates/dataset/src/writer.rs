@@ -14,6 +14,10 @@ use parquet::schema::types::ColumnPath;
 
 use crate::{ImageShape, ROW_GROUP_ROWS, Split};
 
+/// Pixels in a row group, at most: the writer holds one in memory, and a binary array ends at 2 GiB, which 14,266 images of
+/// 224×224×3 reach.
+const ROW_GROUP_BYTES: usize = 128 << 20;
+
 /// The Arrow schema of image datasets: `id`, `label`, `split`, `image`, with the shape in the metadata.
 pub fn schema(shape: ImageShape) -> SchemaRef {
     let fields = vec![
@@ -56,7 +60,7 @@ impl ImageWriter {
             ids: StringBuilder::new(),
             labels: StringBuilder::new(),
             splits: StringBuilder::new(),
-            images: BinaryBuilder::with_capacity(ROW_GROUP_ROWS, ROW_GROUP_ROWS * shape.bytes().min(1 << 16)),
+            images: BinaryBuilder::with_capacity(ROW_GROUP_ROWS, (ROW_GROUP_ROWS * shape.bytes()).min(ROW_GROUP_BYTES)),
             rows: 0,
             waiting: 0,
         })
@@ -80,7 +84,8 @@ impl ImageWriter {
         self.images.append_option(pixels);
         self.rows += 1;
         self.waiting += 1;
-        if self.waiting == ROW_GROUP_ROWS { self.flush() } else { Ok(()) }
+        let full = self.waiting == ROW_GROUP_ROWS || self.waiting * self.shape.bytes() >= ROW_GROUP_BYTES;
+        if full { self.flush() } else { Ok(()) }
     }
 
     fn flush(&mut self) -> Result<(), StageError> {
