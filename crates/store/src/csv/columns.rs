@@ -1,6 +1,5 @@
 //! Fields to typed columns: what a column can be, and building it.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, BooleanBuilder, Date32Builder, Float64Builder, Int64Builder, StringBuilder, TimestampMicrosecondBuilder};
@@ -209,8 +208,7 @@ impl Builder {
     }
 
     /// Adds a field; false when it is no value of this type.
-    pub(crate) fn push(&mut self, field: &Cow<'_, str>, values: &Values) -> bool {
-        let field = field.as_ref();
+    pub(crate) fn push(&mut self, field: &str, values: &Values) -> bool {
         if values.is_null(field) {
             self.push_null();
             return true;
@@ -329,8 +327,8 @@ mod tests {
     #[test]
     fn declared_booleans_may_be_yes_and_no() {
         let mut builder = Builder::new(ColumnType::Bool);
-        assert!(["yes", "N", "1", "false", "NA"].iter().all(|field| builder.push(&Cow::Borrowed(field), &values())));
-        assert!(!builder.push(&Cow::Borrowed("maybe"), &values()));
+        assert!(["yes", "N", "1", "false", "NA"].iter().all(|field| builder.push(field, &values())));
+        assert!(!builder.push("maybe", &values()));
     }
 
     #[test]

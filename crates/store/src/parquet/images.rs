@@ -92,10 +92,10 @@ impl ImageReader<'_> {
     /// The binary column of a batch; sees from its first image whether it holds raw pixels.
     fn pixels(&mut self, file: &ParquetFile, batch: &RecordBatch) -> Result<ArrayRef, StageError> {
         let pixels = binary_column(batch, &self.image.column).map_err(|error| error.at(&file.name))?;
-        if self.raw.is_none() {
-            if let Some(first) = (0..pixels.len()).find_map(|row| bytes_of(&pixels, row)) {
-                self.raw = Some(self.raw_shape(first).map_err(|error| error.at(&file.name))?);
-            }
+        if self.raw.is_none()
+            && let Some(first) = (0..pixels.len()).find_map(|row| bytes_of(&pixels, row))
+        {
+            self.raw = Some(self.raw_shape(first).map_err(|error| error.at(&file.name))?);
         }
         Ok(pixels)
     }
