@@ -16,7 +16,8 @@ use crate::pictures::PictureWriter;
 
 /// Class folders of PNG and JPEG files to an image dataset: `train/cat/1.jpg`, or `cat/1.jpg`.
 ///
-/// Files are told by their content and decoded in parallel; rows stand in the order of their paths, which are their ids.
+/// Files are found by their endings (.jpg, .jpeg, .jpe, .jfif, .png), told apart by their content and decoded in parallel;
+/// rows stand in the order of their paths, which are their ids.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ImageFolder {

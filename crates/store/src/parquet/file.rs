@@ -34,7 +34,7 @@ impl ParquetFile {
         check_magic(file.name, &bytes)?;
         let metadata = guard::caught(|| ArrowReaderMetadata::load(&bytes, ArrowReaderOptions::new()))
             .map_err(|panic| damaged(file.name).because(&Panicked(panic)))?
-            .map_err(|error| damaged(file.name).because(&error))?;
+            .map_err(|error| unreadable(file.name, &error))?;
         Ok(Self { name: file.name.to_owned(), bytes, metadata })
     }
 
@@ -63,7 +63,7 @@ impl ParquetFile {
         });
         match reader {
             Ok(Ok(reader)) => Ok(Batches { file: self, reader, rows: 0 }),
-            Ok(Err(error)) => Err(damaged(&self.name).because(&error)),
+            Ok(Err(error)) => Err(unreadable(&self.name, &error)),
             Err(panic) => Err(damaged(&self.name).because(&Panicked(panic))),
         }
     }
@@ -72,16 +72,14 @@ impl ParquetFile {
 impl Batches<'_> {
     /// The next batch, or none at the end.
     pub(super) fn next(&mut self) -> Result<Option<RecordBatch>, StageError> {
-        let after =
-            |error: StageError, rows: usize| if rows == 0 { error } else { error.help(format!("{rows} rows could be read; {HELP}")) };
         match guard::caught(|| self.reader.next()) {
             Ok(None) => Ok(None),
             Ok(Some(Ok(batch))) => {
                 self.rows += batch.num_rows();
                 Ok(Some(batch))
             }
-            Ok(Some(Err(error))) => Err(after(damaged(&self.file.name).because(&error), self.rows)),
-            Err(panic) => Err(after(damaged(&self.file.name).because(&Panicked(panic)), self.rows)),
+            Ok(Some(Err(error))) => Err(unreadable(&self.file.name, &error)),
+            Err(panic) => Err(damaged(&self.file.name).because(&Panicked(panic))),
         }
     }
 }
@@ -90,6 +88,16 @@ const HELP: &str = "write the file again, or get it again from where it came";
 
 fn damaged(name: &str) -> StageError {
     StageError::new("this Parquet file is damaged, or written in a way that cannot be read").at(name).help(HELP)
+}
+
+fn unreadable(name: &str, error: &dyn std::error::Error) -> StageError {
+    let text = error.to_string();
+    match text.split_once("Disabled feature at compile time: ") {
+        Some((_, codec)) => StageError::new(format!("this Parquet file is compressed with {codec}, which cannot be read here"))
+            .at(name)
+            .help("write it with zstd, snappy, lz4, gzip or without compression"),
+        None => damaged(name).because(error),
+    }
 }
 
 /// What a library's panic said.

@@ -121,13 +121,9 @@ fn described(field: &Field) -> String {
 }
 
 fn refusal(columns: &[String]) -> StageError {
-    let what = match columns.len() {
-        1 => format!("the column {} has a type", columns[0]),
-        more => format!("{more} columns have types: {}:", columns.join(", ")),
-    };
-    let sentence = match columns.len() {
-        1 => format!("{what} that later stages cannot handle"),
-        _ => format!("{what} later stages cannot handle them"),
+    let sentence = match columns {
+        [one] => format!("later stages cannot handle the column {one}"),
+        more => format!("later stages cannot handle {} columns: {}", more.len(), more.join(", ")),
     };
     StageError::new(sentence).help(
         "name the columns to keep with `columns`, or a type to convert to with `types`: types = { \"price\" = \"float64\" }; lists and \
