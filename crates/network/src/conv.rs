@@ -94,6 +94,29 @@ pub(crate) struct Kept<'a> {
     pub(crate) winners: &'a [u8],
 }
 
+/// Where the forward pass writes, for some images; `before` and `winners` as [`Kept`] has them, or empty at inference.
+pub(crate) struct Results<'a> {
+    pub(crate) output: &'a mut [f32],
+    pub(crate) before: &'a mut [f32],
+    pub(crate) winners: &'a mut [u8],
+}
+
+/// The weights in the orders that the backward pass reads.
+#[derive(Clone, Copy)]
+pub(crate) struct Weights<'a> {
+    /// `[patch, filters]`.
+    pub(crate) by_patch: &'a [f32],
+    /// [`Conv::weights_by_filter`], where the path and an input gradient ask for them; else empty.
+    pub(crate) by_filter: &'a [f32],
+}
+
+/// Where the backward pass adds, for some images.
+pub(crate) struct Sums<'a> {
+    pub(crate) partial: &'a mut Partial,
+    /// The gradient of the input, zeros when it comes in; `None` where nobody needs it.
+    pub(crate) input: Option<&'a mut [f32]>,
+}
+
 /// Gradients of the weights and bias, summed over some images.
 pub(crate) struct Partial {
     /// In the order that [`Conv::gradient_is_by_filter`] tells.
@@ -261,21 +284,12 @@ impl Conv {
         }
     }
 
-    /// Outputs of `images` images; `before` and `winners` as [`Kept`] has them, or empty at inference.
+    /// Outputs of some images.
     ///
     /// What comes out for an image does not depend on the images beside it: the matrix product always has the size of a
     /// full tile.
-    pub(crate) fn forward(
-        &self,
-        weights: &[f32],
-        bias: &[f32],
-        input: View<'_>,
-        images: usize,
-        output: &mut [f32],
-        before: &mut [f32],
-        winners: &mut [u8],
-        scratch: &mut Scratch,
-    ) {
+    pub(crate) fn forward(&self, weights: &[f32], bias: &[f32], input: View<'_>, results: &mut Results<'_>, scratch: &mut Scratch) {
+        let images = results.output.len() / self.output_len();
         let (height, width) = self.computed();
         let (tile_images, tile_rows) = self.tile_size();
         let (patch, pitch, filters) = (self.patch(), self.pitch(), self.filters);
@@ -287,7 +301,7 @@ impl Conv {
             let staged = self.staged(input, tile, image);
             self.gather(staged, tile, columns);
             multiply(product, Matrix::rows(columns, full_rows, patch, pitch), Matrix::rows(weights, patch, filters, filters), false);
-            self.finish(tile, product, bias, output, before, winners);
+            self.finish(tile, product, bias, results);
         }
     }
 
@@ -302,7 +316,8 @@ impl Conv {
     }
 
     /// Bias, pooling and activation of a tile's products.
-    fn finish(&self, tile: Tile, product: &mut [f32], bias: &[f32], output: &mut [f32], before: &mut [f32], winners: &mut [u8]) {
+    fn finish(&self, tile: Tile, product: &mut [f32], bias: &[f32], results: &mut Results<'_>) {
+        let Results { output, before, winners } = results;
         let (_, width) = self.computed();
         let line = self.out_width * self.filters;
         let start = tile.image * self.output_len() + tile.row / self.pool * line;
@@ -318,57 +333,37 @@ impl Conv {
             return;
         }
         let lines = tile.images * tile.rows / self.pool;
-        let winners = if winners.is_empty() { winners } else { &mut winners[range.clone()] };
+        let winners = if winners.is_empty() { &mut [][..] } else { &mut winners[range.clone()] };
         let output = &mut output[range];
         pooling::pool_lines(product, lines, width, self.out_width, self.filters, self.pool, output, winners);
         pooling::add_bias(output, bias);
         self.activation.apply(output);
     }
 
-    /// Adds the gradients of `images` images to `partial` and, where it is wanted, writes that of the input.
-    ///
-    /// `gradient` is the loss's gradient with respect to the outputs; it is overwritten. `weights_by_filter` are
-    /// [those](Conv::weights_by_filter) where the path and an input gradient ask for them. `input_gradient` holds zeros when it comes in.
-    pub(crate) fn backward(
-        &self,
-        weights: &[f32],
-        weights_by_filter: &[f32],
-        kept: &Kept<'_>,
-        images: usize,
-        gradient: &mut [f32],
-        partial: &mut Partial,
-        input_gradient: Option<&mut [f32]>,
-        scratch: &mut Scratch,
-    ) {
+    /// Adds the gradients of some images to `sums`. `gradient` is the loss's gradient with respect to the outputs; it is
+    /// overwritten.
+    pub(crate) fn backward(&self, weights: Weights<'_>, kept: &Kept<'_>, gradient: &mut [f32], sums: &mut Sums<'_>, scratch: &mut Scratch) {
         match self.backward_path() {
             BackwardPath::MatrixProducts => {
                 let reference = if self.activation.needs_input() { kept.before } else { kept.output };
                 self.activation.backward(reference, gradient);
-                self.backward_products(weights, kept.input, images, gradient, partial, input_gradient, scratch);
+                self.backward_products(weights.by_patch, kept.input, gradient, sums, scratch);
             }
             BackwardPath::NonZeros => {
                 if self.activation == Activation::Relu {
                     self.activation.backward(kept.output, gradient);
                 }
-                sparse::backward(self, weights_by_filter, kept, images, gradient, partial, input_gradient, scratch);
+                sparse::backward(self, weights.by_filter, kept, gradient, sums, scratch);
             }
         }
     }
 
-    fn backward_products(
-        &self,
-        weights: &[f32],
-        input: View<'_>,
-        images: usize,
-        gradient: &[f32],
-        partial: &mut Partial,
-        mut input_gradient: Option<&mut [f32]>,
-        scratch: &mut Scratch,
-    ) {
+    fn backward_products(&self, weights: &[f32], input: View<'_>, gradient: &[f32], sums: &mut Sums<'_>, scratch: &mut Scratch) {
+        let images = gradient.len() / self.output_len();
         let (height, width) = self.computed();
         let (patch, pitch, filters) = (self.patch(), self.pitch(), self.filters);
         let Scratch { image, columns, gradient: padded, .. } = scratch;
-        add_rows(gradient, &mut partial.bias);
+        add_rows(gradient, &mut sums.partial.bias);
         for tile in self.tiles(images) {
             let rows = tile.images * tile.rows * width;
             let start = tile.image * self.output_len() + tile.row * width * filters;
@@ -376,8 +371,8 @@ impl Conv {
             let columns = sized(columns, rows * pitch);
             self.gather(self.staged(input, tile, image), tile, columns);
             let by_patch = Matrix::rows(columns, rows, patch, pitch).transposed();
-            multiply(&mut partial.weights, by_patch, Matrix::rows(gradient, rows, filters, filters), true);
-            let Some(out) = input_gradient.as_deref_mut() else { continue };
+            multiply(&mut sums.partial.weights, by_patch, Matrix::rows(gradient, rows, filters, filters), true);
+            let Some(out) = sums.input.as_deref_mut() else { continue };
             let by_filter = Matrix::rows(weights, patch, filters, filters).transposed();
             multiply(columns, Matrix::rows(gradient, rows, filters, filters), by_filter, false);
             let out = &mut out[tile.image * self.input_len()..][..tile.images * self.input_len()];

@@ -6,7 +6,7 @@ use dfdx::tensor::{Cpu, CpuError, Tape as _};
 use rayon::prelude::*;
 
 use crate::{
-    conv::{Conv, Kept, Partial},
+    conv::{Conv, Kept, Partial, Results, Sums, Weights},
     partition::{CHUNK, group_size, sum_in_order},
     scratch::{self, Aligned},
     tape::{Flow, LayerWeights, Tape, give, take},
@@ -33,7 +33,8 @@ pub(crate) fn forward(
         let images = output.len() / len;
         let start = index * CHUNK * input_len;
         let view = view.range(start..start + images * input_len);
-        scratch::with(|scratch| conv.forward(&layer.weights, &layer.bias, view, images, output, before, winners, scratch));
+        let mut results = Results { output, before, winners };
+        scratch::with(|scratch| conv.forward(&layer.weights, &layer.bias, view, &mut results, scratch));
     });
 
     let output = Arc::new(output);
@@ -82,6 +83,7 @@ fn backward(
     let (input_len, len) = (conv.input_len(), conv.output_len());
     let is_wanted = conv.gradient_is_by_filter() && input.node.is_some();
     let by_filter = if is_wanted { conv.weights_by_filter(&layer.weights) } else { Aligned::default() };
+    let weights = Weights { by_patch: &layer.weights, by_filter: by_filter.values() };
     let group = group_size(gradient.len() / len);
     let view = input.values.view();
     let input_chunks = chunks(input_gradient, group * input_len, gradient.len().div_ceil(group * len));
@@ -98,10 +100,8 @@ fn backward(
                 winners: &saved.winners[part(saved.winners.len())],
             };
             let mut partial = conv.empty_partial();
-            let input_gradient = (!input_gradient.is_empty()).then_some(input_gradient);
-            scratch::with(|scratch| {
-                conv.backward(&layer.weights, by_filter.values(), &kept, images, gradient, &mut partial, input_gradient, scratch);
-            });
+            let mut sums = Sums { partial: &mut partial, input: (!input_gradient.is_empty()).then_some(input_gradient) };
+            scratch::with(|scratch| conv.backward(weights, &kept, gradient, &mut sums, scratch));
             partial
         })
         .collect()

@@ -5,6 +5,7 @@ use std::{cell::RefCell, mem};
 use rayon::prelude::*;
 
 use crate::{
+    conv::Results,
     error::NetworkError,
     examples::{Input, View},
     loss::{self, LossOptions, StepReport},
@@ -83,7 +84,7 @@ impl Network {
             } else if !matches!(placed.block, Block::Dropout(_)) {
                 let view = len.map_or(input, |len| View::Floats(sized(current, len)));
                 let size = count * placed.output_len;
-                self.infer_block(placed, cursor, view, count, sized(next, size), scratch);
+                self.infer_block(placed, cursor, view, sized(next, size), scratch);
                 buffers.swap(0, 1);
                 len = Some(size);
             }
@@ -92,11 +93,12 @@ impl Network {
         out.copy_from_slice(sized(&mut buffers[0], out.len()));
     }
 
-    fn infer_block(&self, placed: &Placed, cursor: Cursor, input: View<'_>, count: usize, output: &mut [f32], scratch: &mut Scratch) {
+    fn infer_block(&self, placed: &Placed, cursor: Cursor, input: View<'_>, output: &mut [f32], scratch: &mut Scratch) {
         match (&placed.block, input) {
             (Block::Conv(conv), input) => {
                 let (weights, bias) = self.values(cursor);
-                conv.forward(weights, bias, input, count, output, &mut [], &mut [], scratch);
+                let mut results = Results { output, before: &mut [], winners: &mut [] };
+                conv.forward(weights, bias, input, &mut results, scratch);
             }
             (Block::Dense(dense), View::Floats(input)) => {
                 let (weights, bias) = self.values(cursor);

@@ -31,7 +31,7 @@
 //! let bytes = [vec![20; 36], vec![230; 36]].concat();
 //! let normalisation = Normalisation::standard(&[0.5], &[0.25]);
 //! let input = Input::Pixels { bytes: &bytes, normalisation: &normalisation };
-//! for _ in 0..100 {
+//! for _ in 0..500 {
 //!     network.train_step(Batch { input, labels: &[0, 1] }, &mut optimiser, &LossOptions::default())?;
 //! }
 //! let probabilities = network.probabilities(input)?;

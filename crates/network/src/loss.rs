@@ -114,6 +114,9 @@ pub(crate) fn cross_entropy(logits: &[f32], labels: &[u32], options: &LossOption
     StepReport { loss: loss as f32, correct }
 }
 
+/// A loss with the tape that leads back to the weights.
+pub(crate) type Loss = Tensor<(), f32, Cpu, Tape>;
+
 /// Records the loss on the tape; its `backward` gives all gradients.
 pub(crate) fn forward_op(
     logits: &Flow,
@@ -121,7 +124,7 @@ pub(crate) fn forward_op(
     options: &LossOptions,
     device: &Cpu,
     mut tape: Tape,
-) -> Result<(Tensor<(), f32, Cpu, Tape>, StepReport), CpuError> {
+) -> Result<(Loss, StepReport), CpuError> {
     let Values::Floats(values) = &logits.values else { return Err(CpuError::WrongNumElements) };
     let values: &Arc<Vec<f32>> = values;
     let mut gradient = vec![0.0; values.len()];

@@ -92,7 +92,9 @@ impl Metrics {
     /// Every measure under its dotted name: `test.accuracy`, `test.cat.recall`, ….
     pub fn named(&self, split: &str) -> BTreeMap<String, f64> {
         let mut named = BTreeMap::new();
-        let mut put = |name: String, value: f64| drop(named.insert(format!("{split}.{name}"), value));
+        let mut put = |name: String, value: f64| {
+            named.insert(format!("{split}.{name}"), value);
+        };
         put("accuracy".into(), self.accuracy);
         put("macro_precision".into(), self.macro_precision);
         put("macro_recall".into(), self.macro_recall);

@@ -8,7 +8,7 @@
 //! Rows of a patch are taken as whole vectors of [`LANES`] values. What a vector reads past the end of a row meets zeros in the
 //! weights, and lands in columns of the weights' gradient that [`Conv::weights_gradient`] leaves out.
 
-use super::{Conv, Kept, Partial, Tile};
+use super::{Conv, Kept, Sums, Tile};
 use crate::{
     scratch::{Aligned, Scratch, is_aligned, sized},
     simd::{add_rows, for_each_level, multiply_add},
@@ -86,18 +86,16 @@ pub(super) fn backward(
     conv: &Conv,
     weights_by_filter: &[f32],
     kept: &Kept<'_>,
-    images: usize,
     gradient: &[f32],
-    partial: &mut Partial,
-    mut input_gradient: Option<&mut [f32]>,
+    sums: &mut Sums<'_>,
     scratch: &mut Scratch,
 ) {
     let Scratch { image: buffer, columns, gradient: padded, lists, .. } = scratch;
     let (height, _) = conv.computed();
     let (output_len, input_len) = (conv.output_len(), conv.input_len());
     let line = conv.padded_width * conv.channels;
-    add_rows(gradient, &mut partial.bias);
-    for image in 0..images {
+    add_rows(gradient, &mut sums.partial.bias);
+    for image in 0..gradient.len() / output_len {
         let tile = Tile { image, images: 1, row: 0, rows: height };
         let mut staged = conv.staged(kept.input, tile, buffer);
         if conv.overreaches() || !is_aligned(staged) {
@@ -109,8 +107,8 @@ pub(super) fn backward(
         let range = image * output_len..(image + 1) * output_len;
         let (gradient, winners) = (&gradient[range.clone()], &kept.winners[range]);
         list_by_filter(conv, gradient, winners, lists);
-        add_patches(lists, staged, conv.filters, conv.rows, conv.row_pitch(), line, &mut partial.weights);
-        let Some(out) = input_gradient.as_deref_mut() else { continue };
+        add_patches(lists, staged, conv.filters, conv.rows, conv.row_pitch(), line, &mut sums.partial.weights);
+        let Some(out) = sums.input.as_deref_mut() else { continue };
         let out = &mut out[image * input_len..][..input_len];
         list_by_place(conv, gradient, winners, lists);
         let padded = sized(padded, conv.padded_len() + LANES);
@@ -129,8 +127,8 @@ fn corner(conv: &Conv, y: usize, x: usize) -> usize {
 fn list_by_filter(conv: &Conv, gradient: &[f32], winners: &[u8], lists: &mut Lists) {
     lists.reset(conv.filters, conv.out_height * conv.out_width);
     let mut places = [0; 256];
-    for place in 0..conv.pool * conv.pool {
-        places[place] = corner(conv, place / conv.pool, place % conv.pool);
+    for (place, start) in places.iter_mut().enumerate().take(conv.pool * conv.pool) {
+        *start = corner(conv, place / conv.pool, place % conv.pool);
     }
     let pixels = gradient.chunks_exact(conv.filters).zip(winners.chunks_exact(conv.filters)).enumerate();
     for (pixel, (gradient, winners)) in pixels {
