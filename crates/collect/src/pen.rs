@@ -33,9 +33,9 @@ struct Hand {
 
 impl Hand {
     fn new(random: &mut Pcg64) -> Self {
-        let angle: f32 = random.random_range(-0.30..0.30);
-        let slant: f32 = random.random_range(-0.45..0.45);
-        let height: f32 = random.random_range(15.0..23.5);
+        let angle: f32 = random.random_range(-0.22..0.22);
+        let slant: f32 = random.random_range(-0.38..0.38);
+        let height: f32 = random.random_range(16.5..23.5);
         let width: f32 = height * random.random_range(0.55..0.98);
         let (sin, cos) = angle.sin_cos();
         let mut wave = || (random.random_range(0.0..1.3), random.random_range(0.6..1.6) * TAU / SIDE as f32, random.random_range(0.0..TAU));
@@ -43,12 +43,12 @@ impl Hand {
         Self {
             // Rotation × slant × size.
             matrix: [cos * width, (cos * slant - sin) * height, sin * width, (sin * slant + cos) * height],
-            centre: (SIDE as f32 / 2.0 + random.random_range(-2.6..2.6), SIDE as f32 / 2.0 + random.random_range(-2.2..2.2)),
+            centre: (SIDE as f32 / 2.0 + random.random_range(-2.0..2.0), SIDE as f32 / 2.0 + random.random_range(-1.8..1.8)),
             wave,
             half_width: random.random_range(0.65..1.75),
             ink: random.random_range(0.62..1.0),
-            grain: random.random_range(0.0..0.11),
-            dust: random.random_range(0.0..0.012),
+            grain: random.random_range(0.0..0.08),
+            dust: random.random_range(0.0..0.006),
         }
     }
 

@@ -1,0 +1,185 @@
+//! `apply.predict`: K and data to scored Parquet.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use arrow::array::{Float32Builder, ListBuilder, RecordBatch, StringBuilder};
+use arrow::datatypes::{DataType, Field, Schema};
+use artifact::{Doing, InputRef, Kind, Outcome, RunContext, Stage, StageError, StageName};
+use dataset::{Split, table};
+use network::metrics::{Metrics, argmax};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::examples::{Examples, Gathered};
+use crate::knowledge::Knowledge;
+
+/// Judges examples with a model: id, true label where known, predicted label, confidence, and the probability of each class.
+/// Data that has not been through f goes through the model's own.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Predict {
+    /// The model.
+    pub model: StageName,
+    /// What to judge: a processed dataset, a raw one, or a folder of PNG and JPEG files of the model's size.
+    pub data: StageName,
+    /// Which split of the data is judged; data without splits is judged whole.
+    #[serde(default)]
+    pub split: Scope,
+}
+
+/// Which rows are judged.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// The train split.
+    Train,
+    /// The validation split.
+    Validation,
+    /// The test split.
+    #[default]
+    Test,
+    /// Every row.
+    All,
+}
+
+impl Scope {
+    fn split(self) -> Option<Split> {
+        match self {
+            Self::Train => Some(Split::Train),
+            Self::Validation => Some(Split::Validation),
+            Self::Test => Some(Split::Test),
+            Self::All => None,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        self.split().map_or("all", Split::name)
+    }
+}
+
+/// The file of scored examples.
+pub const PREDICTIONS_FILE: &str = "predictions.parquet";
+/// Examples judged at once. A prediction does not depend on its neighbours, so this has no bearing on the result.
+const BATCH: usize = 512;
+
+impl Stage for Predict {
+    const USES: &'static str = "apply.predict";
+    const VERSION: u32 = 1;
+    const SUMMARY: &'static str = "Judge examples with a model, into scored Parquet";
+    const GIVES: Kind = Kind::Predictions;
+
+    fn inputs(&self) -> Vec<InputRef> {
+        vec![
+            InputRef::one("model", &self.model, &[Kind::Model]),
+            InputRef::one("data", &self.data, &[Kind::Processed, Kind::Dataset, Kind::Files]),
+        ]
+    }
+
+    fn run(&self, context: &RunContext) -> Result<Outcome, StageError> {
+        let knowledge = Knowledge::read(&context.input("model")?.path)?;
+        let data = context.input("data")?;
+        let examples = Examples::open(data, &knowledge.fitted)?;
+        let rows = self.rows(&examples);
+        if rows.is_empty() {
+            return Err(StageError::new(format!("the {} split has no examples", self.split.name()))
+                .at(data.path.display())
+                .help("choose another `split`, or \"all\""));
+        }
+        let probabilities = judge(&knowledge, &examples, &rows, context)?;
+        write(&knowledge.classes, &examples, &rows, &probabilities, context)?;
+        let metrics = measure(&knowledge.classes, &examples, &rows, &probabilities, context);
+        let path = context.output().join("metrics.json");
+        let measured: BTreeMap<&str, &Metrics> = metrics.iter().map(|metrics| (self.split.name(), metrics)).collect();
+        std::fs::write(&path, serde_json::to_vec_pretty(&measured).doing(|| "writing JSON".into())?)
+            .doing(|| format!("writing {}", path.display()))?;
+        Ok(Outcome {
+            rows: Some(rows.len() as u64),
+            schema: serde_json::json!({ "classes": knowledge.classes, "split": self.split }),
+            metrics: metrics.map(|metrics| metrics.named(self.split.name())).unwrap_or_default(),
+            outputs: BTreeMap::from([("predictions".to_owned(), PREDICTIONS_FILE.to_owned())]),
+        })
+    }
+}
+
+impl Predict {
+    fn rows(&self, examples: &Examples) -> Vec<usize> {
+        let has_splits = examples.splits.iter().any(Option::is_some);
+        let wanted = self.split.split().filter(|_| has_splits);
+        (0..examples.ids.len()).filter(|row| wanted.is_none_or(|wanted| examples.splits[*row] == Some(wanted))).collect()
+    }
+}
+
+/// The probability of each class: `[rows, classes]`.
+fn judge(knowledge: &Knowledge, examples: &Examples, rows: &[usize], context: &RunContext) -> Result<Vec<f32>, StageError> {
+    let progress = context.progress("examples", Some(rows.len() as u64), "examples");
+    let mut gathered = Gathered::default();
+    let mut probabilities = Vec::with_capacity(rows.len() * knowledge.classes.len());
+    let follows = |before: &usize, after: &usize| !examples.in_runs() || before + 1 == *after;
+    for batch in rows.chunk_by(follows).flat_map(|run| run.chunks(BATCH)) {
+        context.check_stop()?;
+        let input = examples.gather(batch, &mut gathered)?;
+        probabilities.extend(knowledge.network.probabilities(input).doing(|| "judging examples".into())?);
+        progress.add(batch.len() as u64);
+    }
+    Ok(probabilities)
+}
+
+fn write(classes: &[String], examples: &Examples, rows: &[usize], probabilities: &[f32], context: &RunContext) -> Result<(), StageError> {
+    let list = Arc::new(Field::new("item", DataType::Float32, false));
+    let fields = vec![
+        Field::new("id", DataType::Utf8, false),
+        Field::new("label", DataType::Utf8, true),
+        Field::new("predicted", DataType::Utf8, false),
+        Field::new("confidence", DataType::Float32, false),
+        Field::new("probabilities", DataType::List(Arc::clone(&list)), false),
+    ];
+    let names = serde_json::to_string(classes).doing(|| "writing the classes".into())?;
+    let schema = Arc::new(Schema::new_with_metadata(fields, std::collections::HashMap::from([("episteme.classes".to_owned(), names)])));
+    let (mut ids, mut labels, mut predicted) = (StringBuilder::new(), StringBuilder::new(), StringBuilder::new());
+    let (mut confidence, mut lists) = (Float32Builder::new(), ListBuilder::new(Float32Builder::new()).with_field(list));
+    for (row, probabilities) in rows.iter().zip(probabilities.chunks_exact(classes.len())) {
+        let best = argmax(probabilities);
+        ids.append_value(&examples.ids[*row]);
+        labels.append_option(examples.labels[*row].as_deref());
+        predicted.append_value(&classes[best]);
+        confidence.append_value(probabilities[best]);
+        lists.values().append_slice(probabilities);
+        lists.append(true);
+    }
+    let columns: Vec<arrow::array::ArrayRef> = vec![
+        Arc::new(ids.finish()),
+        Arc::new(labels.finish()),
+        Arc::new(predicted.finish()),
+        Arc::new(confidence.finish()),
+        Arc::new(lists.finish()),
+    ];
+    let batch = RecordBatch::try_new(Arc::clone(&schema), columns).doing(|| "putting the predictions together".into())?;
+    table::write_table(&context.output().join(PREDICTIONS_FILE), &schema, &[batch])?;
+    Ok(())
+}
+
+/// How good the predictions are, over the rows whose label the model knows; none where there are none.
+fn measure(classes: &[String], examples: &Examples, rows: &[usize], probabilities: &[f32], context: &RunContext) -> Option<Metrics> {
+    let (mut labels, mut judged) = (Vec::new(), Vec::new());
+    let mut unknown = BTreeSet::new();
+    for (row, probabilities) in rows.iter().zip(probabilities.chunks_exact(classes.len())) {
+        let Some(label) = &examples.labels[*row] else { continue };
+        match classes.iter().position(|class| class == label) {
+            Some(code) => {
+                labels.push(code as u32);
+                judged.extend_from_slice(probabilities);
+            }
+            None => drop(unknown.insert(label.as_str())),
+        }
+    }
+    if !unknown.is_empty() {
+        let names: Vec<&str> = unknown.iter().take(8).copied().collect();
+        context.warn(format!(
+            "{} labels of the data are unknown to the model and count in no measure: {}",
+            unknown.len(),
+            names.join(", ")
+        ));
+    }
+    (!labels.is_empty()).then(|| Metrics::of(classes, &labels, &judged))
+}
