@@ -1,6 +1,6 @@
 //! Apply: K and data into predictions and reports.
 //!
-//! Stages: [`Predict`] (`apply.predict`).
+//! Stages: [`Predict`] (`apply.predict`), [`Report`] (`apply.report`).
 //!
 //! K is read from a model artifact: f from `f.json`, g from `model.json` and `weights.safetensors`. Raw examples go through
 //! exactly that f.
@@ -8,11 +8,13 @@
 mod examples;
 mod knowledge;
 mod predict;
+mod report;
 
 use artifact::StageType;
 
 pub use knowledge::Knowledge;
-pub use predict::Predict;
+pub use predict::{Predict, Scope};
+pub use report::Report;
 
 /// The stages of this crate.
-pub const STAGES: &[StageType] = &[StageType::of::<Predict>()];
+pub const STAGES: &[StageType] = &[StageType::of::<Predict>(), StageType::of::<Report>()];
