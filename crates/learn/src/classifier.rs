@@ -33,6 +33,9 @@ pub struct Classifier {
     /// The optimiser: `{ name = "adam", learning_rate = 0.001 }`, `{ name = "sgd", learning_rate = 0.05, momentum = 0.9 }`.
     #[serde(default)]
     pub optimiser: OptimiserConfig,
+    /// How the learning rate goes on from the optimiser's: `constant`, or `cosine`, down to zero at the end of the last epoch.
+    #[serde(default)]
+    pub schedule: Schedule,
     /// How classes weigh in the loss: `none` (every example alike) or `balanced` (every class alike, for rare classes).
     #[serde(default)]
     pub class_weights: ClassWeights,
@@ -58,6 +61,27 @@ fn epochs() -> u32 {
 }
 fn batch() -> usize {
     64
+}
+
+/// How the learning rate goes on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Schedule {
+    /// It stays.
+    #[default]
+    Constant,
+    /// Half a cosine from the optimiser's rate to zero (Loshchilov and Hutter 2017, equation 5, one period).
+    Cosine,
+}
+
+impl Schedule {
+    /// The rate of a step, from the first one's; `done` is the share of all steps that are done.
+    pub fn rate(self, first: f64, done: f64) -> f64 {
+        match self {
+            Self::Constant => first,
+            Self::Cosine => first * 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
+        }
+    }
 }
 
 /// How classes weigh in the loss.

@@ -13,7 +13,7 @@ mod training;
 
 use artifact::StageType;
 
-pub use classifier::{ClassWeights, Classifier, EarlyStopping, Keep, Watch};
+pub use classifier::{ClassWeights, Classifier, EarlyStopping, Keep, Schedule, Watch};
 pub use model::{Epoch, MODEL_FILE, Model, WEIGHTS_FILE};
 
 /// The stages of this crate.

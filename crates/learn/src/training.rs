@@ -95,8 +95,12 @@ fn one_epoch(
     let progress = context.progress(format!("epoch {epoch} of {}", config.epochs), Some(rows.len() as u64), "examples");
     let mut gathered = Gathered::default();
     let (mut losses, mut correct) = (0.0, 0);
-    for batch in rows.chunks(config.batch) {
+    let steps = rows.len().div_ceil(config.batch);
+    let all_steps = (steps * config.epochs as usize) as f64;
+    for (step, batch) in rows.chunks(config.batch).enumerate() {
         context.check_stop()?;
+        let done = ((epoch as usize - 1) * steps + step) as f64 / all_steps;
+        optimiser.set_learning_rate(config.schedule.rate(config.optimiser.learning_rate(), done));
         let (input, labels) = examples.gather(batch, &mut gathered);
         let step = network.train_step(Batch { input, labels }, optimiser, loss).map_err(failed)?;
         if !step.loss.is_finite() {

@@ -142,7 +142,13 @@ fn ranked(scores: &[(f32, bool)]) -> Option<Vec<(f64, f64)>> {
         return None;
     }
     let groups = scores.chunk_by(|a, b| a.0 == b.0);
-    Some(groups.map(|group| group.iter().fold((0.0, 0.0), |(yes, no), (_, positive)| if *positive { (yes + 1.0, no) } else { (yes, no + 1.0) })).collect())
+    Some(
+        groups
+            .map(|group| {
+                group.iter().fold((0.0, 0.0), |(yes, no), (_, positive)| if *positive { (yes + 1.0, no) } else { (yes, no + 1.0) })
+            })
+            .collect(),
+    )
 }
 
 /// Area under the receiver operating characteristic, by trapezoids: ties count half.

@@ -314,7 +314,7 @@ fn first_parameter(spec: &WeightSpec, layer: usize, seed: u64, stream: u64, devi
     let values = match spec.start {
         Start::Zeros => vec![0.0; count],
         Start::Ones => vec![1.0; count],
-        Start::Random { inputs, outputs, activation } => init::weights(count, inputs, outputs, activation, seed, stream),
+        Start::Random { inputs, outputs } => init::weights(count, inputs, outputs, seed, stream),
     };
     let tensor = device.try_tensor_from_vec(values.clone(), (count,))?;
     Ok(Parameter { name: format!("layers.{layer}.{}", spec.name), shape: spec.shape.clone(), tensor, values: Arc::new(values) })

@@ -6,7 +6,7 @@ use crate::{
     conv::Conv,
     dense::Dense,
     dropout::Dropout,
-    layer::{Activation, LayerSpec},
+    layer::LayerSpec,
     pool::{Kind, Pool},
 };
 
@@ -44,7 +44,6 @@ pub(crate) enum Start {
     Random {
         inputs: usize,
         outputs: usize,
-        activation: Activation,
     },
 }
 
@@ -55,11 +54,11 @@ impl Block {
             Block::Conv(conv) => {
                 let window = conv.rows * conv.columns;
                 let shape = vec![conv.rows, conv.columns, conv.channels, conv.filters];
-                let start = Start::Random { inputs: window * conv.channels, outputs: window * conv.filters, activation: conv.activation };
+                let start = Start::Random { inputs: window * conv.channels, outputs: window * conv.filters };
                 (shape, start, conv.filters)
             }
             Block::Dense(dense) => {
-                let start = Start::Random { inputs: dense.inputs, outputs: dense.units, activation: dense.activation };
+                let start = Start::Random { inputs: dense.inputs, outputs: dense.units };
                 (vec![dense.inputs, dense.units], start, dense.units)
             }
             Block::BatchNorm(norm) => (vec![norm.channels], Start::Ones, norm.channels),

@@ -16,6 +16,10 @@ mod verbs;
 
 use std::process::ExitCode;
 
+/// A training step takes and frees the same buffers again and again: keep them, rather than ask the kernel anew.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 use artifact::StageError;
 use artifact::worker::{FAILED, WRONG};
 use clap::Parser;
