@@ -88,7 +88,7 @@ fn wait_until_no_child_writes(scratch: &Scratch) {
 #[test]
 fn ctrl_c_ends_with_130_and_leaves_nothing_half_made() {
     let scratch = Scratch::new();
-    scratch.write("small.toml", &SMALL.replace("epochs = 2", "epochs = 2000"));
+    scratch.write("small.toml", SMALL.replace("epochs = 2", "epochs = 2000"));
     let mut child = start_until(&scratch, "model").expect("the model takes long");
     std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill runs");
     let clock = Instant::now();

@@ -196,6 +196,9 @@ impl dyn AnyStage + '_ {
     }
 }
 
+/// Reads a config from TOML, or gives every problem with it.
+pub type FromToml = fn(Spanned<DeTable<'_>>) -> Result<Box<dyn AnyStage>, Vec<ConfigProblem>>;
+
 /// A stage type in a crate's list: `pub const STAGES: &[StageType] = &[StageType::of::<Idx>(), …]`.
 #[derive(Clone, Copy)]
 pub struct StageType {
@@ -210,7 +213,7 @@ pub struct StageType {
     /// The config's JSON Schema.
     pub schema: fn() -> Schema,
     /// A config from TOML, or every problem with it.
-    pub from_toml: fn(Spanned<DeTable<'_>>) -> Result<Box<dyn AnyStage>, Vec<ConfigProblem>>,
+    pub from_toml: FromToml,
     /// A config from a spec file.
     pub from_json: fn(Value) -> Result<Box<dyn AnyStage>, serde_json::Error>,
 }

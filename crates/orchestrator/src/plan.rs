@@ -44,7 +44,7 @@ pub enum Forecast {
     /// Nothing has changed: this is its record.
     Cached(CacheRecord),
     /// It would run: its config, code version or data is new.
-    Run(Digest),
+    Run,
     /// Whether it runs shows when the stages before it have run.
     AfterUpstream,
 }
@@ -67,8 +67,7 @@ impl Plan {
             return Err(Problems::new(&shown, &pipeline.text, problems));
         }
         let place: BTreeMap<usize, usize> = order.iter().enumerate().map(|(place, index)| (*index, place)).collect();
-        let mut declared: Vec<Option<(Declared, BTreeMap<String, Vec<usize>>)>> =
-            pipeline.stages.into_iter().zip(inputs).map(Some).collect();
+        let mut declared: Vec<Option<_>> = pipeline.stages.into_iter().zip(inputs).map(Some).collect();
         let stages = order.iter().filter_map(|index| declared[*index].take()).map(|(declared, inputs)| {
             let inputs = inputs.into_iter().map(|(key, all)| (key, all.iter().map(|index| place[index]).collect())).collect();
             Planned { declared, inputs }
@@ -120,7 +119,7 @@ impl Plan {
             forecasts.push(match self.key(index, &artifacts, outside[index])? {
                 None => Forecast::AfterUpstream,
                 Some(key) => match store.lookup(&key) {
-                    None => Forecast::Run(key),
+                    None => Forecast::Run,
                     Some(record) => {
                         artifacts[index] = Some(record.artifact);
                         Forecast::Cached(record)

@@ -21,6 +21,9 @@ const GRACE: Duration = Duration::from_secs(10);
 /// How many lines of a failed stage's standard error are shown.
 const LAST_LINES: usize = 12;
 
+/// The running program itself, even when a build has put another one in its place meanwhile: a run is of one code version.
+const THIS_EXECUTABLE: &str = "/proc/self/exe";
+
 /// What a run may do.
 pub struct Options {
     /// Stages at once.
@@ -160,7 +163,7 @@ impl<'a> Run<'a> {
 
     /// Starts stages whose inputs are there, until all jobs are taken; cached ones take none.
     fn start_what_is_ready(&mut self, outside: &[Option<Digest>]) -> Result<(), StageError> {
-        for index in 0..self.states.len() {
+        for (index, outside) in outside.iter().enumerate() {
             if !matches!(self.states[index], State::Waiting) {
                 continue;
             }
@@ -170,7 +173,7 @@ impl<'a> Run<'a> {
                 continue;
             }
             let artifacts: Vec<Option<Digest>> = self.states.iter().map(State::artifact).collect();
-            let Some(key) = self.plan.key(index, &artifacts, outside[index])? else { continue };
+            let Some(key) = self.plan.key(index, &artifacts, *outside)? else { continue };
             if let Some(record) = self.store.lookup(&key).filter(|_| !self.options.force) {
                 self.cached(index, record);
             } else if self.states.iter().filter(|state| matches!(state, State::Running(_))).count() < self.options.jobs {
@@ -206,9 +209,8 @@ impl<'a> Run<'a> {
         let writing = || format!("writing {}", spec_file.display());
         fs::write(&spec_file, serde_json::to_vec_pretty(&spec).doing(writing)?).doing(writing)?;
         let log = File::create(self.log(index)).doing(|| format!("creating {}", self.log(index).display()))?;
-        let executable = std::env::current_exe().doing(|| "finding this executable".into())?;
         let starting = || format!("starting a process for `{name}`");
-        let mut child = Command::new(executable)
+        let mut child = Command::new(THIS_EXECUTABLE)
             .arg("stage")
             .arg(&spec_file)
             .stdin(Stdio::null())

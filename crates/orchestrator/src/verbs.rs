@@ -148,7 +148,7 @@ fn plan(global: &Global, file: &Path) -> Result<u8, Failure> {
             .map(|(stage, forecast)| {
                 let (will, artifact) = match forecast {
                     Forecast::Cached(record) => ("cached", Some(record.artifact)),
-                    Forecast::Run(_) => ("run", None),
+                    Forecast::Run => ("run", None),
                     Forecast::AfterUpstream => ("after_upstream", None),
                 };
                 serde_json::json!({ "name": stage.declared.name, "uses": stage.declared.stage.uses(), "will": will, "artifact": artifact })
@@ -160,7 +160,7 @@ fn plan(global: &Global, file: &Path) -> Result<u8, Failure> {
     for (stage, forecast) in plan.stages.iter().zip(&forecasts) {
         let why = match forecast {
             Forecast::Cached(record) => format!("cached   {} (made by {})", record.artifact.short(), record.run),
-            Forecast::Run(_) => "run      its config, code version or input is new here".to_owned(),
+            Forecast::Run => "run      its config, code version or input is new here".to_owned(),
             Forecast::AfterUpstream => "run      unless the stages before it give what they gave before".to_owned(),
         };
         anstream::println!("  {:<width$}  {why}", stage.declared.name);

@@ -31,7 +31,7 @@ pub fn count(value: u64) -> String {
 
 /// A share as a percentage with one or two decimals.
 pub fn percent(share: f64) -> String {
-    if share >= 0.995 && share < 1.0 { format!("{:.2} %", share * 100.0) } else { format!("{:.1} %", share * 100.0) }
+    if (0.995..1.0).contains(&share) { format!("{:.2} %", share * 100.0) } else { format!("{:.1} %", share * 100.0) }
 }
 
 /// A number of bytes, images or features that is easy to read: four significant digits.

@@ -15,7 +15,9 @@ const GAP: (f64, f64) = (46.0, 18.0);
 pub fn graph(manifests: &[Manifest]) -> String {
     let nodes = nodes(manifests);
     let mut depths = BTreeMap::new();
-    nodes.keys().for_each(|digest| drop(depth(digest, &nodes, &mut depths)));
+    for digest in nodes.keys() {
+        depth(digest, &nodes, &mut depths);
+    }
     let mut columns: BTreeMap<usize, Vec<Digest>> = BTreeMap::new();
     depths.iter().for_each(|(digest, depth)| columns.entry(*depth).or_default().push(*digest));
     let tallest = columns.values().map(Vec::len).max().unwrap_or_default() as f64;

@@ -176,7 +176,7 @@ pub fn confusion(sources: &Sources) -> String {
         return confused_pairs(&metrics.classes, &metrics.confusion);
     }
     let mut body = String::from("<div class=\"scroll\"><table class=\"matrix\"><thead><tr><th class=\"corner\">true ╲ predicted</th>");
-    metrics.classes.iter().for_each(|class| drop(write!(body, "<th>{}</th>", escape(class))));
+    body.extend(metrics.classes.iter().map(|class| format!("<th>{}</th>", escape(class))));
     body.push_str("</tr></thead><tbody>");
     for (row, class) in metrics.confusion.iter().zip(&metrics.classes) {
         let total: u64 = row.iter().sum();
