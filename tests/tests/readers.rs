@@ -63,3 +63,20 @@ fn metrics_agree_with_scikit_learn_on_the_same_predictions() {
     }
     assert!(compared >= 30, "only {compared} metrics have a counterpart: {ours}");
 }
+
+#[test]
+fn the_schema_accepts_every_pipeline_and_refuses_wrong_ones() {
+    let scratch = Scratch::new();
+    scratch.write("schema.json", scratch.episteme(&["schema"]).ok().stdout);
+    for entry in std::fs::read_dir(workspace().join("pipelines")).expect("it is there").flatten() {
+        scratch.write(&format!("good/{}", entry.file_name().to_string_lossy()), std::fs::read(entry.path()).expect("a file"));
+    }
+    scratch.write("bad/key.toml", SMALL.replace("epochs", "epoch"));
+    scratch.write("bad/type.toml", SMALL.replace("train = 600", "train = 'many'"));
+    scratch.write("bad/uses.toml", SMALL.replace("store.idx", "store.idxx"));
+    let Some(found) = python("check_schema.py", scratch.path()) else { return };
+    for (file, complaint) in found.as_object().expect("an object") {
+        assert_eq!(complaint.is_null(), file.starts_with("good/"), "{file}: {complaint}");
+    }
+    assert!(found.as_object().is_some_and(|found| found.len() >= 7));
+}

@@ -1,0 +1,118 @@
+//! `learn.classifier` on small processed datasets made by hand.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use artifact::event::Collected;
+use artifact::{Event, Input, Outcome, RunContext, Settings, Stage, StageError};
+use dataset::{DATA_FILE, ImageShape, ImageWriter, Split};
+use learn::Classifier;
+use transform::{Fitted, ImageTransform};
+
+const SHAPE: ImageShape = ImageShape { height: 6, width: 6, channels: 1 };
+
+/// 6×6 images: class `left` is bright on the left, `right` on the right; `rare` of ten are right.
+fn processed(dir: &Path, rare: usize) {
+    let mut writer = ImageWriter::create(&dir.join(DATA_FILE), SHAPE).expect("it is written");
+    for row in 0..200usize {
+        let right = row % 10 < rare;
+        let pixels: Vec<u8> = (0..36).map(|at| if (at % 6 >= 3) == right { 200 + (row * 7 + at) as u8 % 50 } else { (row * 3 + at) as u8 % 40 }).collect();
+        let split = if row % 5 == 4 { Split::Validation } else { Split::Train };
+        writer.push(&format!("{row:03}"), Some(if right { "right" } else { "left" }), Some(split), Some(&pixels)).expect("it is written");
+    }
+    writer.finish().expect("it is written");
+    let classes = vec!["left".to_owned(), "right".to_owned()];
+    Fitted::Images(ImageTransform { shape: SHAPE, classes, mean: vec![110.0], std: vec![90.0] }).write(dir).expect("it is written");
+}
+
+fn config(more: serde_json::Value) -> Classifier {
+    let mut config = serde_json::json!({ "input": "clean", "layers": ["conv 4 3x3 relu", "pool 2", "dense 2"], "epochs": 3, "batch": 16, "seed": 1 });
+    config.as_object_mut().expect("an object").extend(more.as_object().cloned().unwrap_or_default());
+    serde_json::from_value(config).expect("a config")
+}
+
+fn run(input: &Path, output: &Path, more: serde_json::Value) -> (Result<Outcome, StageError>, Vec<Event>) {
+    fs::create_dir_all(output).expect("a folder");
+    let (sink, stop) = (Collected::default(), AtomicBool::new(false));
+    let inputs = BTreeMap::from([("input".to_owned(), vec![Input::open(input).expect("it is there")])]);
+    let result = config(more).run(&RunContext::new("model", inputs, output.to_owned(), Settings::default(), &sink, &stop));
+    (result, sink.take())
+}
+
+#[test]
+fn a_model_is_learnt_and_carries_f_byte_for_byte() {
+    let dir = tempfile::tempdir().expect("a folder");
+    processed(dir.path(), 5);
+    let model = dir.path().join("model");
+    let (outcome, _) = run(dir.path(), &model, serde_json::json!({ "epochs": 8 }));
+    assert_eq!(outcome.expect("it learns").metrics["validation.accuracy"], 1.0);
+    assert_eq!(fs::read(model.join("f.json")).expect("it is there"), fs::read(dir.path().join("f.json")).expect("it is there"));
+    for file in ["model.json", "weights.safetensors", "history.json", "metrics.json", "card.md"] {
+        assert!(fs::metadata(model.join(file)).is_ok_and(|file| file.len() > 100), "{file}");
+    }
+}
+
+#[test]
+fn another_seed_gives_other_weights_and_the_same_seed_the_same_bytes() {
+    let dir = tempfile::tempdir().expect("a folder");
+    processed(dir.path(), 5);
+    let weights = |name: &str, seed: u64| {
+        let output = dir.path().join(name);
+        run(dir.path(), &output, serde_json::json!({ "seed": seed })).0.expect("it learns");
+        fs::read(output.join("weights.safetensors")).expect("it is there")
+    };
+    let first = weights("a", 1);
+    assert_eq!(first, weights("b", 1));
+    assert_ne!(first, weights("c", 2));
+}
+
+#[test]
+fn a_learning_rate_that_tears_the_training_apart_is_named_with_advice() {
+    let dir = tempfile::tempdir().expect("a folder");
+    processed(dir.path(), 5);
+    let wild = serde_json::json!({ "optimiser": { "name": "sgd", "learning_rate": 1e30 } });
+    let error = run(dir.path(), &dir.path().join("model"), wild).0.expect_err("it comes apart");
+    assert!(error.message.contains("epoch 1") && error.help.as_deref().is_some_and(|help| help.contains("learning rate")), "{error}");
+}
+
+#[test]
+fn early_stopping_ends_once_nothing_improves_and_the_best_epoch_is_kept() {
+    let dir = tempfile::tempdir().expect("a folder");
+    processed(dir.path(), 5);
+    let model = dir.path().join("model");
+    let (outcome, events) = run(dir.path(), &model, serde_json::json!({ "epochs": 50, "early_stopping": { "patience": 2 } }));
+    outcome.expect("it learns");
+    let history: Vec<serde_json::Value> = serde_json::from_slice(&fs::read(model.join("history.json")).expect("it is there")).expect("JSON");
+    assert!(history.len() < 50, "all epochs ran");
+    let accuracy = |epoch: &serde_json::Value| epoch["validation"]["accuracy"].as_f64().unwrap_or_default();
+    let best = history.iter().map(accuracy).fold(0.0, f64::max);
+    let first_best = history.iter().position(|epoch| accuracy(epoch) == best).expect("it is there") + 1;
+    let declaration: serde_json::Value = serde_json::from_slice(&fs::read(model.join("model.json")).expect("it is there")).expect("JSON");
+    assert_eq!(declaration["kept_epoch"], first_best, "of equals, the earlier");
+    assert_eq!(history.len(), first_best + 2);
+    assert!(events.iter().any(|event| matches!(event, Event::Log { message, .. } if message.contains("no better since"))));
+}
+
+#[test]
+fn a_shape_that_the_data_does_not_have_is_named() {
+    let dir = tempfile::tempdir().expect("a folder");
+    processed(dir.path(), 5);
+    let error = run(dir.path(), &dir.path().join("model"), serde_json::json!({ "image": [8, 8, 1] })).0.expect_err("it does not fit");
+    assert!(error.message.contains("8") && error.message.contains("6"), "{error}");
+}
+
+#[test]
+fn values_out_of_range_are_named_by_key_before_anything_runs() {
+    let wrong = config(serde_json::json!({ "epochs": 0, "batch": 0, "label_smoothing": 1.5, "image": [6, 6, 1], "layers": ["conv 4 9x9 relu", "dense 2"] }));
+    let found: Vec<String> = wrong.check().into_iter().map(|problem| problem.path.join(".")).collect();
+    assert_eq!(found, ["epochs", "batch", "label_smoothing", "layers.0"]);
+}
+
+#[test]
+fn the_cosine_goes_from_the_first_rate_to_zero() {
+    let rate = |done| learn::Schedule::Cosine.rate(0.1, done);
+    assert_eq!((rate(0.0), learn::Schedule::Constant.rate(0.1, 0.7)), (0.1, 0.1));
+    assert!((rate(0.5) - 0.05).abs() < 1e-12 && rate(1.0).abs() < 1e-12);
+}
