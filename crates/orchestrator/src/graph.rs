@@ -4,24 +4,19 @@ use crate::plan::Plan;
 
 /// One line a stage, its inputs named: `clean ← images`. Stages stand after what they take from.
 pub fn text(plan: &Plan) -> String {
-    let width = plan.stages.iter().map(|stage| stage.declared.name.len()).max().unwrap_or_default();
-    let uses_width = plan.stages.iter().map(|stage| stage.declared.stage.uses().len()).max().unwrap_or_default();
+    let width = plan.stages.iter().map(|stage| stage.name.len()).max().unwrap_or_default();
+    let uses_width = plan.stages.iter().map(|stage| stage.stage.uses().len()).max().unwrap_or_default();
     let depths = depths(plan);
     let deepest = depths.iter().max().copied().unwrap_or_default();
     plan.stages
         .iter()
         .zip(&depths)
         .map(|(stage, depth)| {
-            let mut from: Vec<&str> = stage.upstream().map(|index| plan.stages[index].declared.name.as_str()).collect();
+            let mut from: Vec<&str> = stage.upstream().map(|index| plan.stages[index].name.as_str()).collect();
             from.dedup();
             let from = if from.is_empty() { String::new() } else { format!(" ← {}", from.join(", ")) };
             let (before, after) = ("  ".repeat(*depth), "  ".repeat(deepest - depth));
-            format!(
-                "{before}● {:<width$}{after}  {:<uses_width$}  {}{from}\n",
-                stage.declared.name,
-                stage.declared.stage.uses(),
-                stage.declared.stage.gives()
-            )
+            format!("{before}● {:<width$}{after}  {:<uses_width$}  {}{from}\n", stage.name, stage.stage.uses(), stage.stage.gives())
         })
         .collect()
 }
@@ -40,7 +35,7 @@ fn depths(plan: &Plan) -> Vec<usize> {
 pub fn mermaid(plan: &Plan) -> String {
     let mut lines = vec!["flowchart LR".to_owned()];
     for (index, stage) in plan.stages.iter().enumerate() {
-        lines.push(format!("  s{index}[\"{}<br/><small>{}</small>\"]", stage.declared.name, stage.declared.stage.uses()));
+        lines.push(format!("  s{index}[\"{}<br/><small>{}</small>\"]", stage.name, stage.stage.uses()));
         let mut from: Vec<(usize, &str)> =
             stage.inputs.iter().flat_map(|(key, all)| all.iter().map(|from| (*from, key.as_str()))).collect();
         from.sort_unstable();

@@ -11,6 +11,7 @@ mod registry;
 mod render;
 mod run;
 mod schedule;
+mod set;
 mod show;
 mod verbs;
 

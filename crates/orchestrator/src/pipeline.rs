@@ -1,21 +1,28 @@
-//! A pipeline file as it is declared: TOML to typed stages, every mistake at once.
+//! A pipeline file as it is declared: TOML to typed stages, with every mistake that was found.
+//!
+//! A mistake in one stage hides none in another: what can be known of a stage whose config is wrong (its name, its type,
+//! which stages it takes from) goes on to the plan, which checks how stages fit together, and all is told at once.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use artifact::stage::AnyStage;
-use artifact::{ConfigProblem, StageType, config};
+use artifact::{ConfigProblem, Kind, StageType, config};
+use serde_json::Value;
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeString, DeTable, DeValue};
 
-use crate::problem::Problems;
+use crate::problem::{Problems, Sources};
+use crate::{schedule, set};
 
-/// A pipeline file, read and typed; not yet put in order.
+/// A pipeline file, read and typed; not yet put in order, and perhaps wrong.
 pub struct Pipeline {
     /// Its file, as the user named it.
     pub file: PathBuf,
-    /// The file's text, for messages.
-    pub text: String,
+    /// What it was declared in, for messages.
+    pub sources: Sources,
+    /// What is wrong with it so far.
+    pub problems: Vec<ConfigProblem>,
     /// Its name: names its lock and its runs.
     pub name: String,
     /// What it is for.
@@ -30,12 +37,24 @@ pub struct Pipeline {
 pub struct Declared {
     /// Its name.
     pub name: String,
-    /// Its typed config.
-    pub stage: Box<dyn AnyStage>,
     /// Where `[stages.NAME]` stands.
     pub span: Range<usize>,
-    /// Where the value of each input key stands.
-    pub input_spans: Vec<(String, Range<usize>)>,
+    /// Its typed config; none when that is wrong.
+    pub stage: Option<Box<dyn AnyStage>>,
+    /// The kind of artifact it gives; none when its type is not known.
+    pub gives: Option<Kind>,
+    /// Which stages it takes from.
+    pub inputs: Vec<Named>,
+}
+
+/// A config key that names stages.
+pub struct Named {
+    /// The key, such as `input`.
+    pub key: String,
+    /// The names, each with its place.
+    pub stages: Vec<(String, Range<usize>)>,
+    /// The kinds that fit; none when the config is wrong, and so does not say.
+    pub accepts: Option<&'static [Kind]>,
 }
 
 /// Keys of the file itself.
@@ -45,46 +64,44 @@ impl Pipeline {
     /// Reads a pipeline file and applies `--set a.b=c`.
     ///
     /// # Errors
-    /// Everything that is wrong with it.
+    /// When the file cannot be read.
     pub fn load(file: &Path, sets: &[String], types: &[StageType]) -> Result<Self, Problems> {
         let shown = file.display().to_string();
         let text = std::fs::read_to_string(file).map_err(|error| {
-            let help = "name a pipeline file: `episteme run pipelines/digits.toml`";
-            Problems::new(&shown, "", vec![ConfigProblem::at("", format!("cannot read {shown}: {error}")).help(help)])
+            let problem = ConfigProblem::at("", format!("cannot read {shown}: {error}"));
+            let problem = problem.help("name a pipeline file: `episteme run pipelines/digits.toml`");
+            Problems::new(&Sources::new(shown, String::new(), &[]), vec![problem])
         })?;
-        Self::parse(file, text, sets, types)
+        Ok(Self::parse(file, text, sets, types))
     }
 
-    /// Reads the text of a pipeline file.
-    ///
-    /// # Errors
-    /// Everything that is wrong with it.
-    pub fn parse(file: &Path, text: String, sets: &[String], types: &[StageType]) -> Result<Self, Problems> {
-        let shown = file.display().to_string();
-        let assignments: Vec<(String, String)> = sets.iter().map(|set| assignment(set)).collect();
-        let mut reader = Reader { types, problems: Vec::new() };
+    /// Reads the text of a pipeline file; what is wrong with it is in [`Self::problems`].
+    pub fn parse(file: &Path, text: String, sets: &[String], types: &[StageType]) -> Self {
+        let sources = Sources::new(file.display().to_string(), text, sets);
         let mut pipeline = Self {
             file: file.to_owned(),
-            text: String::new(),
+            sources: sources.clone(),
+            problems: Vec::new(),
             name: String::new(),
             description: String::new(),
             schedule: None,
             stages: Vec::new(),
         };
-        match DeTable::parse(&text) {
-            Err(error) => reader.problems.push(ConfigProblem { span: error.span(), ..ConfigProblem::at("", error.message()) }),
-            Ok(mut table) => {
-                for (path, value) in &assignments {
-                    reader.set(table.get_mut(), path, value);
-                }
-                reader.pipeline(table.get_ref(), &mut pipeline);
+        let mut texts = sources.texts();
+        let (table, errors) = DeTable::parse_recoverable(texts.next().map_or("", |(_, _, text)| text));
+        let mut table = table.into_inner();
+        // What is no TOML cannot be trusted to mean what it says: its mistakes are told alone.
+        if !errors.is_empty() {
+            pipeline.problems = errors.iter().map(no_toml).collect();
+            return pipeline;
+        }
+        for (start, _, set) in texts {
+            if let Err(problem) = set::apply(&mut table, set, start) {
+                pipeline.problems.push(problem);
             }
         }
-        if !reader.problems.is_empty() {
-            return Err(Problems::new(&shown, &text, reader.problems));
-        }
-        pipeline.text = text;
-        Ok(pipeline)
+        pipeline.read(&table, types);
+        pipeline
     }
 
     /// The folder that relative paths of the file are taken from.
@@ -92,120 +109,105 @@ impl Pipeline {
         let folder = self.file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         folder.canonicalize().unwrap_or_else(|_| folder.to_owned())
     }
-}
 
-/// `a.b=c` as path and TOML document `v = c`; what is no TOML value is a text.
-fn assignment(set: &str) -> (String, String) {
-    let (path, value) = set.split_once('=').unwrap_or((set, ""));
-    let document = format!("v = {value}");
-    let is_toml = document.parse::<toml::Table>().is_ok_and(|table| table.len() == 1);
-    (path.trim().to_owned(), if is_toml { document } else { format!("v = {}", toml::Value::from(value)) })
-}
-
-struct Reader<'t> {
-    types: &'t [StageType],
-    problems: Vec<ConfigProblem>,
-}
-
-impl Reader<'_> {
-    /// Puts a `--set` into the table; its span is empty, so that messages do not point into the file.
-    fn set<'i>(&mut self, table: &mut DeTable<'i>, path: &str, document: &'i str) {
-        let value = DeTable::parse(document).ok().and_then(|mut table| table.get_mut().remove("v")).map(Spanned::into_inner);
-        let keys: Vec<&str> = path.split('.').collect();
-        let (Some(value), Some((last, above))) = (value, keys.split_last()) else { return };
-        let mut table = table;
-        for (depth, key) in above.iter().enumerate() {
-            let known: Vec<String> = table.keys().map(|key| key.get_ref().to_string()).collect();
-            match table.get_mut(*key).map(Spanned::get_mut) {
-                Some(DeValue::Table(inner)) => table = inner,
-                _ => {
-                    let place = above[..depth].join(".");
-                    let place = if place.is_empty() { "the pipeline".to_owned() } else { format!("`{place}`") };
-                    let problem = ConfigProblem::at("", format!("--set {path}: there is no table `{key}` in {place}"));
-                    self.problems.push(problem.help(config::suggest(key, known.iter().map(String::as_str))));
-                    return;
-                }
-            }
-        }
-        table.insert(Spanned::new(0..0, (*last).to_owned().into()), Spanned::new(0..0, value));
-    }
-
-    fn pipeline(&mut self, table: &DeTable<'_>, pipeline: &mut Pipeline) {
+    fn read(&mut self, table: &DeTable<'_>, types: &[StageType]) {
         for (key, _) in table.iter().filter(|(key, _)| !KEYS.contains(&&**key.get_ref())) {
-            self.problem(
-                key.span(),
-                format!("a pipeline has no key `{}`", key.get_ref()),
-                Some(config::suggest(key.get_ref(), KEYS.into_iter())),
-            );
+            let help = config::suggest(key.get_ref(), KEYS.into_iter());
+            self.problem(key.span(), format!("a pipeline has no key `{}`", key.get_ref()), &help);
         }
-        let stem = pipeline.file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-        pipeline.name = self.text(table, "name").unwrap_or(stem);
-        if pipeline.name.is_empty() || pipeline.name.contains(['/', '\0', '\n']) || pipeline.name.starts_with('.') {
+        let stem = self.file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+        self.name = self.text(table, "name").unwrap_or(stem);
+        if self.name.is_empty() || self.name.starts_with('.') || self.name.contains(|c: char| c == '/' || c.is_control()) {
             let span = table.get("name").map_or(0..0, Spanned::span);
             self.problem(
                 span,
-                format!("`{}` cannot name a pipeline: it names files too", pipeline.name),
-                Some("use letters, digits, - and _".into()),
+                format!("`{}` cannot name a pipeline: it names files too", self.name.escape_debug()),
+                "use letters, digits, - and _",
             );
         }
-        pipeline.description = self.text(table, "description").unwrap_or_default();
-        pipeline.schedule = self.text(table, "schedule");
-        if let (Some(schedule), Some(value)) = (&pipeline.schedule, table.get("schedule"))
-            && let Err(error) = schedule.parse::<croner::Cron>()
+        self.description = self.text(table, "description").unwrap_or_default();
+        self.schedule = self.text(table, "schedule");
+        if let (Some(text), Some(value)) = (&self.schedule, table.get("schedule"))
+            && let Err(why) = schedule::check(text)
         {
             let help = "five fields: minute hour day month weekday; `15 2 * * *` is every night at 2:15";
-            self.problem(value.span(), format!("`{schedule}` is no schedule: {error}"), Some(help.into()));
+            self.problem(value.span(), format!("`{}` is no schedule: {why}", text.escape_debug()), help);
         }
         let seed = self.seed(table);
         match table.get("stages").map(|value| (value.get_ref(), value.span())) {
             Some((DeValue::Table(stages), _)) if !stages.is_empty() => {
                 let mut named: Vec<_> = stages.iter().collect();
                 named.sort_by_key(|(name, _)| name.span().start);
-                for (name, value) in named {
-                    self.stage(name, value, seed, pipeline);
-                }
+                named.into_iter().for_each(|(name, value)| self.stage(name, value, seed, types));
             }
-            Some((DeValue::Table(_), span)) => self.problem(span, "the pipeline has no stages".into(), None),
-            Some((_, span)) => self.problem(span, "`stages` must be tables: `[stages.NAME]`".into(), None),
-            None => self.problems.push(
-                ConfigProblem::at("", "the pipeline has no stages")
-                    .help("add `[stages.NAME]` with `uses = \"…\"`; `episteme stages` lists what there is"),
-            ),
+            Some((DeValue::Table(_), span)) => self.problem(span, "the pipeline has no stages".into(), HOW_TO_DECLARE),
+            Some((_, span)) => self.problem(span, "`stages` must be tables".into(), HOW_TO_DECLARE),
+            None => self.problems.push(ConfigProblem::at("", "the pipeline has no stages").help(HOW_TO_DECLARE)),
         }
     }
 
-    fn stage(&mut self, name: &Spanned<std::borrow::Cow<'_, str>>, value: &Spanned<DeValue<'_>>, seed: u64, pipeline: &mut Pipeline) {
+    fn stage(&mut self, name: &Spanned<DeString<'_>>, value: &Spanned<DeValue<'_>>, seed: u64, types: &[StageType]) {
         let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
         if name.get_ref().is_empty() || !name.get_ref().chars().all(fits) {
-            self.problem(name.span(), format!("`{}` cannot name a stage", name.get_ref()), Some("use letters, digits, - and _".into()));
+            self.problem(
+                name.span(),
+                format!("`{}` cannot name a stage", name.get_ref().escape_debug()),
+                "use letters, digits, - and _ of ASCII",
+            );
         }
-        let DeValue::Table(table) = value.get_ref() else {
-            return self.problem(value.span(), format!("`stages.{}` must be a table", name.get_ref()), None);
-        };
+        let mut declared = Declared { name: name.get_ref().to_string(), span: name.span(), stage: None, gives: None, inputs: Vec::new() };
+        if let DeValue::Table(table) = value.get_ref() {
+            if let Some(kind) = self.stage_type(name, table, types) {
+                self.config(&mut declared, kind, table, value.span(), seed);
+            }
+        } else {
+            self.problem(value.span(), format!("`stages.{}` must be a table", name.get_ref()), HOW_TO_DECLARE);
+        }
+        self.stages.push(declared);
+    }
+
+    /// What `uses` names.
+    fn stage_type<'t>(&mut self, name: &Spanned<DeString<'_>>, table: &DeTable<'_>, types: &'t [StageType]) -> Option<&'t StageType> {
         let Some(uses) = table.get("uses") else {
-            let help = "add `uses = \"…\"`; `episteme stages` lists what there is".to_owned();
-            return self.problem(name.span(), format!("the stage `{}` does not say what it uses", name.get_ref()), Some(help));
+            self.problem(name.span(), format!("the stage `{}` does not say what it uses", name.get_ref()), HOW_TO_DECLARE);
+            return None;
         };
-        let Some(kind) = uses.get_ref().as_str().and_then(|uses| self.types.iter().find(|kind| kind.uses == uses)) else {
-            let found = uses
-                .get_ref()
-                .as_str()
-                .map_or_else(|| "`uses` must be a text".to_owned(), |uses| format!("there is no stage type `{uses}`"));
-            let known = self.types.iter().map(|kind| kind.uses);
-            return self.problem(uses.span(), found, Some(config::suggest(uses.get_ref().as_str().unwrap_or_default(), known)));
+        let Some(text) = uses.get_ref().as_str() else {
+            self.problem(uses.span(), "`uses` must be a text in quotes".into(), HOW_TO_DECLARE);
+            return None;
         };
+        let found = types.iter().find(|kind| kind.uses == text);
+        if found.is_none() {
+            let help = config::suggest(text, types.iter().map(|kind| kind.uses));
+            self.problem(uses.span(), format!("there is no stage type `{text}`"), &help);
+        }
+        found
+    }
+
+    /// The stage's own keys: all but those of the orchestrator.
+    fn config(&mut self, declared: &mut Declared, kind: &StageType, table: &DeTable<'_>, span: Range<usize>, seed: u64) {
         let mut own = table.clone();
         own.remove("uses");
-        match (kind.from_toml)(Spanned::new(value.span(), own)) {
-            Err(found) => self.problems.extend(found),
+        declared.gives = Some(kind.gives);
+        match (kind.from_toml)(Spanned::new(span, own)) {
+            Err(found) => {
+                self.problems.extend(found);
+                let named = keys_that_name_stages(kind).into_iter().map(|key| (key, None));
+                declared.inputs = named.map(|(key, accepts)| Named { stages: names(table, &key), key, accepts }).collect();
+            }
             Ok(mut stage) => {
                 stage.set_seed(seed);
-                let input_spans = stage
-                    .inputs()
-                    .iter()
-                    .filter_map(|input| table.get(input.key).map(|value| (input.key.to_owned(), value.span())))
-                    .collect();
-                pipeline.stages.push(Declared { name: name.get_ref().to_string(), stage, span: name.span(), input_spans });
+                let inputs = stage.inputs().into_iter().map(|input| {
+                    let written = names(table, input.key);
+                    // A name that the config has by default is written nowhere: the stage itself is then pointed at.
+                    let span = |name: &String| {
+                        written.iter().find(|(text, _)| text == name).map_or_else(|| declared.span.clone(), |(_, span)| span.clone())
+                    };
+                    let stages = input.stages.iter().map(|name| (name.clone(), span(name))).collect();
+                    Named { key: input.key.to_owned(), stages, accepts: Some(input.accepts) }
+                });
+                declared.inputs = inputs.collect();
+                declared.stage = Some(stage);
             }
         }
     }
@@ -214,7 +216,7 @@ impl Reader<'_> {
         let value = table.get(key)?;
         let text = value.get_ref().as_str().map(str::to_owned);
         if text.is_none() {
-            self.problem(value.span(), format!("`{key}` must be a text in quotes"), None);
+            self.problem(value.span(), format!("`{key}` must be a text in quotes"), "");
         }
         text
     }
@@ -223,12 +225,52 @@ impl Reader<'_> {
         let Some(value) = table.get("seed") else { return 0 };
         let seed = value.get_ref().as_integer().and_then(|number| u64::from_str_radix(number.as_str(), number.radix()).ok());
         if seed.is_none() {
-            self.problem(value.span(), "`seed` must be a whole number, zero or more".into(), None);
+            self.problem(value.span(), "`seed` must be a whole number, zero or more".into(), "");
         }
         seed.unwrap_or_default()
     }
 
-    fn problem(&mut self, span: Range<usize>, message: String, help: Option<String>) {
+    fn problem(&mut self, span: Range<usize>, message: String, help: &str) {
+        let help = Some(help.to_owned()).filter(|help| !help.is_empty());
         self.problems.push(ConfigProblem { path: Vec::new(), span: Some(span), message, help });
     }
 }
+
+const HOW_TO_DECLARE: &str = "a stage is `[stages.NAME]` with `uses = \"…\"`; `episteme stages` lists what there is";
+
+fn no_toml(error: &toml::de::Error) -> ConfigProblem {
+    ConfigProblem { span: error.span(), ..ConfigProblem::at("", format!("this is no TOML: {}", error.message())) }
+}
+
+/// The names in a config's key, a text or a list of texts, each with its place.
+fn names(table: &DeTable<'_>, key: &str) -> Vec<(String, Range<usize>)> {
+    let name = |value: &Spanned<DeValue<'_>>| value.get_ref().as_str().map(|name| (name.to_owned(), value.span()));
+    match table.get(key) {
+        Some(value) => match value.get_ref() {
+            DeValue::Array(items) => items.iter().filter_map(name).collect(),
+            _ => name(value).into_iter().collect(),
+        },
+        None => Vec::new(),
+    }
+}
+
+/// The keys of a stage type whose schema says `"format": "stage"`.
+fn keys_that_name_stages(kind: &StageType) -> Vec<String> {
+    let schema = (kind.schema)().to_value();
+    let properties = schema["properties"].as_object().into_iter().flatten();
+    properties.filter(|(_, property)| names_a_stage(property)).map(|(key, _)| key.clone()).collect()
+}
+
+fn names_a_stage(schema: &Value) -> bool {
+    match schema {
+        Value::Object(entries) => {
+            entries.get("format").is_some_and(|format| format == "stage")
+                || ["items", "anyOf", "oneOf"].iter().any(|key| entries.get(*key).is_some_and(names_a_stage))
+        }
+        Value::Array(cases) => cases.iter().any(names_a_stage),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,11 +1,13 @@
 //! A validated plan: stages in order, each with the stages it takes from, and what the cache knows of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::path::PathBuf;
 
-use artifact::{CacheRecord, ConfigProblem, Digest, ObjectStore, Settings, StageError, config};
+use artifact::stage::AnyStage;
+use artifact::{CacheRecord, ConfigProblem, Digest, Kind, ObjectStore, Settings, StageError, StageType, config};
 
-use crate::pipeline::{Declared, Pipeline};
+use crate::pipeline::{Declared, Named, Pipeline};
 use crate::problem::Problems;
 
 /// A pipeline whose stages fit together, in an order in which they can run.
@@ -26,8 +28,10 @@ pub struct Plan {
 
 /// One stage of a plan.
 pub struct Planned {
-    /// The stage.
-    pub declared: Declared,
+    /// Its name.
+    pub name: String,
+    /// Its typed config.
+    pub stage: Box<dyn AnyStage>,
     /// Input key to the stages it names, as places in [`Plan::stages`].
     pub inputs: BTreeMap<String, Vec<usize>>,
 }
@@ -53,24 +57,21 @@ impl Plan {
     /// Puts a pipeline in order.
     ///
     /// # Errors
-    /// Inputs that name no stage or a stage of the wrong kind, and cycles: all of them.
-    pub fn new(pipeline: Pipeline) -> Result<Self, Problems> {
-        let (shown, base) = (pipeline.file.display().to_string(), pipeline.base());
-        let mut problems = Vec::new();
-        let inputs: Vec<BTreeMap<String, Vec<usize>>> =
-            (0..pipeline.stages.len()).map(|index| resolve(&pipeline.stages, index, &mut problems)).collect();
-        let order = order(&pipeline.stages, &inputs).unwrap_or_else(|cycle| {
-            problems.push(cycle);
-            Vec::new()
-        });
+    /// Everything that is wrong: what the pipeline says already, inputs that name no stage or a stage of the wrong kind,
+    /// and cycles.
+    pub fn new(mut pipeline: Pipeline, types: &[StageType]) -> Result<Self, Problems> {
+        let base = pipeline.base();
+        let mut problems = std::mem::take(&mut pipeline.problems);
+        let inputs = resolve(&pipeline.stages, types, &mut problems);
+        let order = order(&pipeline.stages, &inputs, &mut problems);
         if !problems.is_empty() {
-            return Err(Problems::new(&shown, &pipeline.text, problems));
+            return Err(Problems::new(&pipeline.sources, problems));
         }
         let place: BTreeMap<usize, usize> = order.iter().enumerate().map(|(place, index)| (*index, place)).collect();
         let mut declared: Vec<Option<_>> = pipeline.stages.into_iter().zip(inputs).map(Some).collect();
-        let stages = order.iter().filter_map(|index| declared[*index].take()).map(|(declared, inputs)| {
+        let stages = order.iter().filter_map(|index| declared[*index].take()).filter_map(|(declared, inputs)| {
             let inputs = inputs.into_iter().map(|(key, all)| (key, all.iter().map(|index| place[index]).collect())).collect();
-            Planned { declared, inputs }
+            Some(Planned { name: declared.name, stage: declared.stage?, inputs })
         });
         let stages = stages.collect();
         Ok(Self { name: pipeline.name, description: pipeline.description, schedule: pipeline.schedule, file: pipeline.file, base, stages })
@@ -84,15 +85,15 @@ impl Plan {
         self.stages
             .iter()
             .map(|stage| {
-                stage.declared.stage.outside(settings).map_err(|mut error| {
-                    error.message = format!("stage `{}`: {}", stage.declared.name, error.message);
+                stage.stage.outside(settings).map_err(|mut error| {
+                    error.message = format!("stage `{}`: {}", stage.name, error.message);
                     error
                 })
             })
             .collect()
     }
 
-    /// The cache key of a stage whose inputs are these artifacts.
+    /// The cache key of a stage whose inputs are these artifacts; none while one of them is not there.
     ///
     /// # Errors
     /// When its config has no JSON form.
@@ -103,9 +104,8 @@ impl Plan {
             let Some(digests) = all.iter().map(|index| artifacts[*index]).collect::<Option<Vec<_>>>() else { return Ok(None) };
             inputs.insert(key.clone(), digests);
         }
-        let key = stage.declared.stage.cache_key(&inputs, outside);
-        key.map(Some)
-            .map_err(|error| StageError::new(format!("the config of `{}` cannot be written as JSON", stage.declared.name)).because(&error))
+        let key = stage.stage.cache_key(&inputs, outside);
+        key.map(Some).map_err(|error| StageError::new(format!("the config of `{}` cannot be written as JSON", stage.name)).because(&error))
     }
 
     /// What would become of each stage now.
@@ -131,75 +131,94 @@ impl Plan {
     }
 }
 
-/// Input keys to places in the pipeline's list.
-fn resolve(stages: &[Declared], index: usize, problems: &mut Vec<ConfigProblem>) -> BTreeMap<String, Vec<usize>> {
-    let declared = &stages[index];
-    let mut inputs = BTreeMap::new();
-    for input in declared.stage.inputs() {
-        let span = declared.input_spans.iter().find(|(key, _)| key == input.key).map(|(_, span)| span.clone());
-        let mut problem = |message: String, help: String| {
-            problems.push(ConfigProblem { path: Vec::new(), span: span.clone(), message, help: Some(help) })
-        };
-        let mut found = Vec::new();
-        for name in &input.stages {
-            match stages.iter().position(|stage| stage.name == *name) {
-                None => {
-                    let others = stages.iter().filter(|stage| stage.name != declared.name).map(|stage| stage.name.as_str());
-                    problem(
-                        format!("`{}` of `{}` names the stage `{name}`, which is not there", input.key, declared.name),
-                        config::suggest(name, others),
-                    );
-                }
-                Some(from) => {
-                    let gives = stages[from].stage.gives();
-                    if !input.accepts.contains(&gives) {
-                        let accepts: Vec<String> = input.accepts.iter().map(ToString::to_string).collect();
-                        let fitting: Vec<&str> = stages
-                            .iter()
-                            .filter(|stage| input.accepts.contains(&stage.stage.gives()))
-                            .map(|stage| stage.name.as_str())
-                            .collect();
-                        let help = match fitting.as_slice() {
-                            [] => format!("put a stage that gives {} between", accepts.join(" or ")),
-                            some => format!("these stages give it: {}", some.join(", ")),
-                        };
-                        problem(
-                            format!("`{}` of `{}` takes {}, and `{name}` gives {gives}", input.key, declared.name, accepts.join(" or ")),
-                            help,
-                        );
-                    }
-                    found.push(from);
-                }
-            }
-        }
-        inputs.insert(input.key.to_owned(), found);
-    }
-    inputs
+/// Which stages each takes from, by input key, as places in the pipeline's list.
+type Inputs = Vec<BTreeMap<String, Vec<usize>>>;
+
+fn resolve(stages: &[Declared], types: &[StageType], problems: &mut Vec<ConfigProblem>) -> Inputs {
+    let places: HashMap<&str, usize> = stages.iter().enumerate().map(|(index, stage)| (stage.name.as_str(), index)).collect();
+    let mut find = |taker: &Declared, named: &Named| {
+        let found = named.stages.iter().filter_map(|(name, span)| {
+            let from = places.get(name.as_str()).copied();
+            let problem = match from {
+                None => Some(not_there(stages, taker, named, name)),
+                Some(from) => wrong_kind(stages, taker, named, &stages[from], types),
+            };
+            problems.extend(problem.map(|problem| ConfigProblem { span: Some(span.clone()), ..problem }));
+            from
+        });
+        (named.key.clone(), found.collect())
+    };
+    stages.iter().map(|taker| taker.inputs.iter().map(|named| find(taker, named)).collect()).collect()
 }
 
-/// A topological order that keeps the file's order where it can; or the cycle, named along its path.
-fn order(stages: &[Declared], inputs: &[BTreeMap<String, Vec<usize>>]) -> Result<Vec<usize>, ConfigProblem> {
+fn not_there(stages: &[Declared], taker: &Declared, named: &Named, name: &str) -> ConfigProblem {
+    let others = stages.iter().filter(|stage| stage.name != taker.name).map(|stage| stage.name.as_str());
+    ConfigProblem::at("", format!("`{}` of `{}` names the stage `{name}`, which is not there", named.key, taker.name))
+        .help(config::suggest(name, others))
+}
+
+/// Said only when both sides are known: a stage whose type or config is wrong has been reported already.
+fn wrong_kind(stages: &[Declared], taker: &Declared, named: &Named, from: &Declared, types: &[StageType]) -> Option<ConfigProblem> {
+    let (gives, accepts) = (from.gives?, named.accepts?);
+    if accepts.contains(&gives) {
+        return None;
+    }
+    let needed = accepts.iter().map(Kind::to_string).collect::<Vec<_>>().join(" or ");
+    let fits = |kind: Option<Kind>| kind.is_some_and(|kind| accepts.contains(&kind));
+    let ready: Vec<String> = stages.iter().filter(|stage| fits(stage.gives)).map(|stage| format!("`{}`", stage.name)).collect();
+    let makers: Vec<String> = types.iter().filter(|kind| fits(Some(kind.gives))).map(|kind| format!("`{}`", kind.uses)).collect();
+    let help = match (ready.as_slice(), makers.as_slice()) {
+        ([], []) => format!("no stage type gives {needed}"),
+        ([], makers) => format!("put a stage that gives {needed} between: {}", makers.join(" or ")),
+        (ready, _) => format!("take it from {}, which gives {needed}", ready.join(" or ")),
+    };
+    let message = format!("`{}` of `{}` takes {needed}, and `{}` gives {gives}", named.key, taker.name, from.name);
+    Some(ConfigProblem::at("", message).help(help))
+}
+
+/// A topological order that keeps the file's order where it can. A cycle is named along its path, and then cut, so that
+/// the next one is found too.
+fn order(stages: &[Declared], inputs: &Inputs, problems: &mut Vec<ConfigProblem>) -> Vec<usize> {
     let mut done = vec![false; stages.len()];
     let mut order = Vec::new();
-    loop {
-        let ready = |index: usize| inputs[index].values().flatten().all(|from| done[*from]);
-        let Some(next) = (0..stages.len()).find(|index| !done[*index] && ready(*index)) else { break };
-        done[next] = true;
-        order.push(next);
+    while order.len() < stages.len() {
+        let before = order.len();
+        for index in 0..stages.len() {
+            if !done[index] && inputs[index].values().flatten().all(|from| done[*from]) {
+                done[index] = true;
+                order.push(index);
+            }
+        }
+        if order.len() == before {
+            let cycle = cycle(inputs, &done);
+            problems.push(cyclic(stages, &cycle));
+            done[cycle[0]] = true;
+            order.push(cycle[0]);
+        }
     }
-    let Some(stuck) = (0..stages.len()).find(|index| !done[*index]) else { return Ok(order) };
-    // Every stage that is left waits for one that is left: following them must come round.
-    let mut path = vec![stuck];
-    let cycle = loop {
+    order
+}
+
+/// Every stage that is left waits for one that is left: following them must come round. Each takes from the next, and
+/// the last from the first.
+fn cycle(inputs: &Inputs, done: &[bool]) -> Vec<usize> {
+    let mut path = vec![done.iter().position(|done| !done).unwrap_or_default()];
+    loop {
         let last = path[path.len() - 1];
         let next = inputs[last].values().flatten().copied().find(|from| !done[*from]).unwrap_or(last);
         if let Some(start) = path.iter().position(|index| *index == next) {
-            break [&path[start..], &[next]].concat();
+            return path.split_off(start);
         }
         path.push(next);
-    };
-    let names: Vec<&str> = cycle.iter().rev().map(|index| stages[*index].name.as_str()).collect();
-    let span = Some(stages[cycle[0]].span.clone());
-    let message = format!("the stages form a cycle: {}", names.join(" → "));
-    Err(ConfigProblem { path: Vec::new(), span, message, help: Some("let one of them take its input from elsewhere".into()) })
+    }
+}
+
+fn cyclic(stages: &[Declared], cycle: &[usize]) -> ConfigProblem {
+    let names: Vec<&str> = cycle.iter().chain(cycle.first()).rev().map(|index| stages[*index].name.as_str()).collect();
+    let (taker, from) = (&stages[cycle[0]], &stages[cycle[1 % cycle.len()]].name);
+    let written: Option<Range<usize>> =
+        taker.inputs.iter().flat_map(|named| &named.stages).find(|(name, _)| name == from).map(|(_, span)| span.clone());
+    let problem = ConfigProblem::at("", format!("the stages form a cycle: {}", names.join(" → ")));
+    let problem = problem.help("let one of them take its input from elsewhere");
+    ConfigProblem { span: written.or_else(|| Some(taker.span.clone())), ..problem }
 }

@@ -1,7 +1,45 @@
 //! What is wrong with a pipeline file, all at once, each with its place.
 
+use std::ops::Range;
+
 use artifact::ConfigProblem;
 use miette::{Diagnostic, LabeledSpan, NamedSource, SourceCode};
+
+/// The texts that a pipeline is declared in: its file, then each `--set`. Spans run on from one to the next, so that
+/// every value, wherever it was written, has a span of its own.
+#[derive(Debug, Clone)]
+pub struct Sources {
+    texts: Vec<(String, String)>,
+}
+
+impl Sources {
+    /// A file and what the command line changes of it.
+    pub fn new(file: impl Into<String>, text: String, sets: &[String]) -> Self {
+        let sets = sets.iter().map(|set| ("--set".to_owned(), set.clone()));
+        Self { texts: std::iter::once((file.into(), text)).chain(sets).collect() }
+    }
+
+    /// The file's name, as the user gave it.
+    pub fn file(&self) -> &str {
+        self.texts.first().map_or("", |(name, _)| name)
+    }
+
+    /// The texts in order, each with the offset at which its spans start.
+    pub fn texts(&self) -> impl Iterator<Item = (usize, &str, &str)> {
+        self.texts.iter().scan(0, |start, (name, text)| {
+            let this = *start;
+            // One apart: the end of a text is not the beginning of the next.
+            *start += text.len() + 1;
+            Some((this, name.as_str(), text.as_str()))
+        })
+    }
+
+    /// The text that a span lies in, its name, and the span within it.
+    fn find(&self, span: &Range<usize>) -> Option<(&str, &str, Range<usize>)> {
+        let found = self.texts().find(|(start, _, text)| *start <= span.start && span.end <= start + text.len());
+        found.map(|(start, name, text)| (name, text, span.start - start..span.end - start))
+    }
+}
 
 /// Everything wrong with one pipeline file.
 #[derive(Debug, thiserror::Error)]
@@ -9,7 +47,7 @@ use miette::{Diagnostic, LabeledSpan, NamedSource, SourceCode};
 pub struct Problems {
     /// The file's path, as the user gave it.
     pub file: String,
-    /// What was found, in the order of the file.
+    /// What was found, in the order of the file; the command line comes last.
     pub problems: Vec<Problem>,
 }
 
@@ -21,31 +59,34 @@ pub struct Problem {
     pub message: String,
     /// What to do.
     pub help: Option<String>,
-    source_code: NamedSource<String>,
+    shown_in: Option<NamedSource<String>>,
     label: Option<LabeledSpan>,
 }
 
 impl Problems {
-    /// Takes problems with spans into `text`; spans of nothing (from `--set`) are shown without source.
-    pub fn new(file: &str, text: &str, mut found: Vec<ConfigProblem>) -> Self {
+    /// Puts what was found in order and beside its source.
+    pub fn new(sources: &Sources, mut found: Vec<ConfigProblem>) -> Self {
         found.sort_by_key(|problem| problem.span.as_ref().map_or(usize::MAX, |span| span.start));
-        let problems = found.into_iter().map(|problem| {
-            let span = problem.span.filter(|span| !span.is_empty() && span.end <= text.len());
-            Problem {
-                message: problem.message,
-                help: problem.help,
-                source_code: NamedSource::new(file, text.to_owned()).with_language("toml"),
-                label: span.map(|span| LabeledSpan::new_with_span(None, shown(text, span))),
-            }
-        });
-        Self { file: file.to_owned(), problems: problems.collect() }
+        Self { file: sources.file().to_owned(), problems: found.into_iter().map(|problem| Problem::new(sources, problem)).collect() }
+    }
+}
+
+impl Problem {
+    fn new(sources: &Sources, found: ConfigProblem) -> Self {
+        let place = found.span.as_ref().filter(|span| !span.is_empty()).and_then(|span| sources.find(span));
+        Self {
+            message: found.message,
+            help: found.help,
+            shown_in: place.as_ref().map(|(name, text, _)| NamedSource::new(name, (*text).to_owned()).with_language("toml")),
+            label: place.map(|(_, text, span)| LabeledSpan::new_with_span(None, first_line(text, span))),
+        }
     }
 }
 
 /// A table's span covers its whole body: its first line is enough to point at.
-fn shown(text: &str, span: std::ops::Range<usize>) -> std::ops::Range<usize> {
-    let first_line = text[span.clone()].find('\n').map_or(span.end, |length| span.start + length);
-    span.start..first_line.max(span.start + 1)
+fn first_line(text: &str, span: Range<usize>) -> Range<usize> {
+    let end = text.get(span.clone()).and_then(|text| text.find('\n')).map_or(span.end, |length| span.start + length);
+    span.start..end.max(span.start + 1)
 }
 
 impl Diagnostic for Problem {
@@ -53,7 +94,7 @@ impl Diagnostic for Problem {
         self.help.as_ref().map(|help| Box::new(help) as Box<dyn std::fmt::Display>)
     }
     fn source_code(&self) -> Option<&dyn SourceCode> {
-        self.label.as_ref().map(|_| &self.source_code as &dyn SourceCode)
+        self.shown_in.as_ref().map(|source| source as &dyn SourceCode)
     }
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
         self.label.clone().map(|label| Box::new(std::iter::once(label)) as Box<dyn Iterator<Item = LabeledSpan>>)

@@ -126,7 +126,7 @@ impl<'a> Run<'a> {
     /// When the store itself fails; a stage's failure is an event, not an error.
     pub fn finish(mut self, outside: &[Option<Digest>]) -> Result<Ended, StageError> {
         let clock = Instant::now();
-        let stages = self.plan.stages.iter().map(|stage| stage.declared.name.clone()).collect();
+        let stages = self.plan.stages.iter().map(|stage| stage.name.clone()).collect();
         self.sink.emit(Event::RunStarted { run: self.begun.name.clone(), pipeline: self.plan.name.clone(), stages });
         let ended = self.work(outside);
         if ended.is_err() {
@@ -185,7 +185,7 @@ impl<'a> Run<'a> {
     }
 
     fn cached(&mut self, index: usize, record: CacheRecord) {
-        let stage = self.plan.stages[index].declared.name.clone();
+        let stage = self.plan.stages[index].name.clone();
         self.sink.emit(Event::StageFinished { stage, status: Status::Cached, seconds: 0.0, artifact: Some(record.artifact) });
         self.states[index] = State::Done { status: Status::Cached, seconds: 0.0, record: Some(record) };
     }
@@ -193,14 +193,14 @@ impl<'a> Run<'a> {
     /// Starts a stage's process: the same executable, the spec file that the crate's own binary takes.
     fn start(&self, index: usize, key: Digest, artifacts: &[Option<Digest>]) -> Result<Job, StageError> {
         let planned = &self.plan.stages[index];
-        let name = &planned.declared.name;
+        let name = &planned.name;
         let staging = self.store.staging(&format!("{}.{name}", self.begun.name));
         let scratch = self.store.scratch(&key);
         let object = |from: &usize| artifacts[*from].map(|digest| self.store.object(&digest)).unwrap_or_default();
         let spec = StageSpec {
             name: name.clone(),
-            uses: planned.declared.stage.uses().to_owned(),
-            config: planned.declared.stage.config().doing(|| format!("writing the config of `{name}`"))?,
+            uses: planned.stage.uses().to_owned(),
+            config: planned.stage.config().doing(|| format!("writing the config of `{name}`"))?,
             inputs: planned.inputs.iter().map(|(key, all)| (key.clone(), all.iter().map(object).collect())).collect(),
             output: staging.clone(),
             settings: Settings { scratch: Some(scratch.clone()), ..self.options.settings.clone() },
@@ -226,7 +226,7 @@ impl<'a> Run<'a> {
     }
 
     fn log(&self, index: usize) -> PathBuf {
-        self.begun.folder.join(format!("{}.log", self.plan.stages[index].declared.name))
+        self.begun.folder.join(format!("{}.log", self.plan.stages[index].name))
     }
 
     /// Passes on what a stage says. Its end is told by this process, once the artifact is in its place.
@@ -242,7 +242,7 @@ impl<'a> Run<'a> {
     fn close(&mut self, index: usize) -> Result<(), StageError> {
         let State::Running(job) = std::mem::replace(&mut self.states[index], State::Waiting) else { return Ok(()) };
         let mut job = *job;
-        let name = self.plan.stages[index].declared.name.clone();
+        let name = self.plan.stages[index].name.clone();
         let status = job.child.wait().doing(|| format!("waiting for `{name}`"))?;
         let seconds = job.clock.elapsed().as_secs_f64();
         let kept = match (status.success(), job.error.take()) {
@@ -269,7 +269,7 @@ impl<'a> Run<'a> {
         let manifest = self.store.publish(&job.staging)?;
         let record = CacheRecord {
             artifact: manifest.digest,
-            uses: self.plan.stages[index].declared.stage.uses().to_owned(),
+            uses: self.plan.stages[index].stage.uses().to_owned(),
             run: self.begun.name.clone(),
             started: job.started.timestamp().to_string(),
             seconds,
@@ -327,7 +327,7 @@ impl<'a> Run<'a> {
             .map(|(stage, state)| {
                 let (status, seconds) =
                     if let State::Done { status, seconds, .. } = state { (*status, *seconds) } else { (Status::Skipped, 0.0) };
-                StageResult { name: stage.declared.name.clone(), status, seconds, artifact: state.artifact() }
+                StageResult { name: stage.name.clone(), status, seconds, artifact: state.artifact() }
             })
             .collect()
     }

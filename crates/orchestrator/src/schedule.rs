@@ -1,8 +1,33 @@
-//! Crontab lines for pipelines with a schedule.
+//! Schedules, and crontab lines for pipelines that have one.
 
 use std::path::Path;
 
 use crate::plan::Plan;
+
+/// Whether cron takes this schedule, and takes it for what it says: five fields, POSIX's and the steps and names that every
+/// cron knows.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check(schedule: &str) -> Result<(), String> {
+    // The parser knows more (seconds, years, `L`, `W`, `#`, `@daily`) than a crontab line, where a sixth field would be the command.
+    let fields = schedule.split([' ', '\t']).filter(|field| !field.is_empty()).count();
+    if fields != 5 {
+        return Err(format!("it has {fields} {}, and cron takes five", if fields == 1 { "field" } else { "fields" }));
+    }
+    if let Some(strange) = schedule.chars().find(|c| !(c.is_ascii_alphanumeric() || "*,-/ \t".contains(*c))) {
+        return Err(format!("cron knows no `{}`", strange.escape_debug()));
+    }
+    let mut words = schedule.split(|c: char| !c.is_ascii_alphabetic()).filter(|word| !word.is_empty());
+    if let Some(word) = words.find(|word| !NAMES.contains(&word.to_ascii_lowercase().as_str())) {
+        return Err(format!("cron knows no `{word}`; months and weekdays have names of three letters"));
+    }
+    schedule.parse::<croner::Cron>().map(|_| ()).map_err(|error| error.to_string())
+}
+
+/// Months and weekdays as crontab writes them.
+const NAMES: [&str; 19] =
+    ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec", "sun", "mon", "tue", "wed", "thu", "fri", "sat"];
 
 /// A comment and a line for crontab; none for a pipeline without a schedule.
 ///
@@ -29,6 +54,31 @@ fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cron_takes_is_taken() {
+        for schedule in ["15 2 * * *", "*/5 0-6,22 1 jan-MAR mon", "0\t4 * * 7", " 0  4 * * 0 "] {
+            assert_eq!(check(schedule), Ok(()), "{schedule}");
+        }
+    }
+
+    #[test]
+    fn what_cron_would_take_for_something_else_is_refused() {
+        for (schedule, why) in [
+            ("0 15 2 * * *", "six fields"),
+            ("15 2 * *", "four"),
+            ("", "none"),
+            ("@daily", "a nickname"),
+            ("0 0 L * *", "last day"),
+            ("0 0 15W * *", "nearest weekday"),
+            ("0 0 * * MON#2", "second Monday"),
+            ("61 * * * *", "no such minute"),
+            ("0 0 * * *\n* * * * * rm", "a line of its own"),
+            ("0 0 * * % ", "a line break of crontab's"),
+        ] {
+            assert!(check(schedule).is_err(), "{why}: {schedule}");
+        }
+    }
 
     #[test]
     fn paths_are_quoted_for_the_shell_and_for_crontab() {

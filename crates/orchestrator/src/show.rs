@@ -16,9 +16,9 @@ const FILES_SHOWN: usize = 12;
 /// What is there of each stage.
 pub fn status(plan: &Plan, store: &ObjectStore, forecasts: &[Forecast], json: bool) -> Result<(), StageError> {
     let mut stages = Vec::new();
-    let width = plan.stages.iter().map(|stage| stage.declared.name.len()).max().unwrap_or_default();
+    let width = plan.stages.iter().map(|stage| stage.name.len()).max().unwrap_or_default();
     for (stage, forecast) in plan.stages.iter().zip(forecasts) {
-        let name = &stage.declared.name;
+        let name = &stage.name;
         let Forecast::Cached(record) = forecast else {
             stages.push(serde_json::json!({ "name": name, "state": "stale" }));
             if !json {

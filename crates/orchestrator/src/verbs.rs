@@ -43,7 +43,8 @@ pub fn act(cli: Cli) -> Result<u8, Failure> {
 }
 
 fn load(global: &Global, file: &Path) -> Result<Plan, Failure> {
-    Ok(Plan::new(Pipeline::load(file, &global.sets, &registry::stages())?)?)
+    let types = registry::stages();
+    Ok(Plan::new(Pipeline::load(file, &global.sets, &types)?, &types)?)
 }
 
 fn settings(global: &Global, plan: &Plan) -> Settings {
@@ -151,19 +152,19 @@ fn plan(global: &Global, file: &Path) -> Result<u8, Failure> {
                     Forecast::Run => ("run", None),
                     Forecast::AfterUpstream => ("after_upstream", None),
                 };
-                serde_json::json!({ "name": stage.declared.name, "uses": stage.declared.stage.uses(), "will": will, "artifact": artifact })
+                serde_json::json!({ "name": stage.name, "uses": stage.stage.uses(), "will": will, "artifact": artifact })
             })
             .collect();
         return print_json(&serde_json::json!({ "type": "plan", "pipeline": plan.name, "stages": stages }));
     }
-    let width = plan.stages.iter().map(|stage| stage.declared.name.len()).max().unwrap_or_default();
+    let width = plan.stages.iter().map(|stage| stage.name.len()).max().unwrap_or_default();
     for (stage, forecast) in plan.stages.iter().zip(&forecasts) {
         let why = match forecast {
             Forecast::Cached(record) => format!("cached   {} (made by {})", record.artifact.short(), record.run),
             Forecast::Run => "run      its config, code version or input is new here".to_owned(),
             Forecast::AfterUpstream => "run      unless the stages before it give what they gave before".to_owned(),
         };
-        anstream::println!("  {:<width$}  {why}", stage.declared.name);
+        anstream::println!("  {:<width$}  {why}", stage.name);
     }
     Ok(DONE)
 }
@@ -198,8 +199,8 @@ fn show_verb(global: &Global, what: Option<&str>, pipeline: &Path) -> Result<u8,
 /// The artifact that a stage of the pipeline has now.
 fn stage_artifact(global: &Global, store: &ObjectStore, file: &Path, name: &str) -> Result<Digest, Failure> {
     let plan = load(global, file)?;
-    let Some(index) = plan.stages.iter().position(|stage| stage.declared.name == name) else {
-        let known = plan.stages.iter().map(|stage| stage.declared.name.as_str());
+    let Some(index) = plan.stages.iter().position(|stage| stage.name == name) else {
+        let known = plan.stages.iter().map(|stage| stage.name.as_str());
         let error =
             StageError::new(format!("`{name}` is no stage of {}, no run and no digest of {}", file.display(), store.root().display()));
         return Err(Failure::Asked(error.help(artifact::config::suggest(name, known))));
