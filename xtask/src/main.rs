@@ -92,7 +92,9 @@ fn cargo() -> Command {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(root());
     // `cargo run` tells this program of its own package; build scripts that watch these would run anew (ring: half a minute).
-    for (name, _) in env::vars().filter(|(name, _)| ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"].iter().any(|ours| name.starts_with(ours))) {
+    for (name, _) in env::vars()
+        .filter(|(name, _)| ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"].iter().any(|ours| name.starts_with(ours)))
+    {
         cargo.env_remove(name);
     }
     cargo

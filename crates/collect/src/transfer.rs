@@ -16,8 +16,10 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// No pause is longer, whatever a server asks for.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
-/// A server that says nothing for so long is given up on; what came is kept for the next try.
+/// A server that does not answer for so long is given up on.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
+/// One request may take so long; what came is kept, and the next goes on from there.
+const BODY_TIMEOUT: Duration = Duration::from_secs(1800);
 
 /// A file that is wanted.
 pub struct Wanted {
@@ -60,6 +62,7 @@ impl<'a> Transfer<'a> {
         let config = ureq::Agent::config_builder()
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_recv_response(Some(SILENCE_TIMEOUT))
+            .timeout_recv_body(Some(BODY_TIMEOUT))
             .http_status_as_error(false)
             .user_agent(concat!("episteme/", env!("CARGO_PKG_VERSION")))
             .build();

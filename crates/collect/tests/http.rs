@@ -1,6 +1,8 @@
 //! `collect.http` against a server of this machine that misbehaves as servers do.
 
 use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -9,7 +11,6 @@ use artifact::event::Collected;
 use artifact::{Event, Level, RunContext, Settings, Stage, StageError};
 use collect::Http;
 use sha2::{Digest, Sha256};
-use tiny_http::{Header, Response, Server, StatusCode};
 
 fn content() -> Vec<u8> {
     (0..200_000u32).map(|i| (i * 31 % 251) as u8).collect()
@@ -22,47 +23,44 @@ fn sha256(bytes: &[u8]) -> String {
 /// What a request asked for: path and the first byte of its range.
 type Asked = (String, Option<usize>);
 
-/// A server that answers the n-th request as `answer` says; all requests are noted.
-fn serve(answer: impl Fn(usize, &Asked, tiny_http::Request) + Send + 'static) -> (String, Arc<Mutex<Vec<Asked>>>) {
-    let server = Server::http("127.0.0.1:0").expect("a port");
-    let address = format!("http://{}", server.server_addr().to_ip().expect("an address"));
+/// A server that answers the n-th request with the bytes that `answer` gives and then closes; all requests are noted.
+fn serve(answer: impl Fn(usize, &Asked) -> Vec<u8> + Send + 'static) -> (String, Arc<Mutex<Vec<Asked>>>) {
+    let server = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = format!("http://{}", server.local_addr().expect("an address"));
     let asked = Arc::new(Mutex::new(Vec::new()));
     let noted = Arc::clone(&asked);
     std::thread::spawn(move || {
-        for (count, request) in server.incoming_requests().enumerate() {
-            let range = request.headers().iter().find(|header| header.field.equiv("Range"));
-            let range = range.and_then(|header| header.value.as_str().strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
-            let one = (request.url().to_owned(), range);
+        for (count, stream) in server.incoming().map_while(Result::ok).enumerate() {
+            let mut lines = BufReader::new(&stream).lines().map_while(Result::ok).take_while(|line| !line.is_empty());
+            let path = lines.next().and_then(|line| line.split(' ').nth(1).map(str::to_owned)).unwrap_or_default();
+            let range = lines.find_map(|line| line.to_ascii_lowercase().strip_prefix("range: bytes=")?.strip_suffix('-')?.parse().ok());
+            let one = (path, range);
             noted.lock().expect("no panic").push(one.clone());
-            answer(count, &one, request);
+            let _ = (&stream).write_all(&answer(count, &one));
         }
     });
     (address, asked)
 }
 
-fn header(name: &str, value: &str) -> Header {
-    Header::from_bytes(name, value).expect("a header")
+fn head(status: &str, length: usize, more: &str) -> Vec<u8> {
+    format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n{more}\r\n").into_bytes()
 }
 
 /// All of it, or the rest of it when a range is asked for.
-fn answer_well(asked: &Asked, request: tiny_http::Request) {
+fn answer_well(asked: &Asked) -> Vec<u8> {
     let all = content();
-    let sent = match asked.1 {
-        None => request.respond(Response::from_data(all)),
+    match asked.1 {
+        None => [head("200 OK", all.len(), ""), all].concat(),
         Some(from) => {
-            let range = format!("bytes {from}-{}/{}", all.len() - 1, all.len());
-            request.respond(Response::from_data(&all[from..]).with_status_code(206).with_header(header("Content-Range", &range)))
+            let range = format!("Content-Range: bytes {from}-{}/{}\r\n", all.len() - 1, all.len());
+            [head("206 Partial Content", all.len() - from, &range), all[from..].to_vec()].concat()
         }
-    };
-    drop(sent);
+    }
 }
 
 /// Promises all of it and hangs up half-way.
-fn hang_up_half_way(request: tiny_http::Request) {
-    let all = content();
-    let mut stream = request.into_writer();
-    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", all.len());
-    let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&all[..100_000])).and_then(|()| stream.flush());
+fn hang_up_half_way() -> Vec<u8> {
+    [head("200 OK", content().len(), ""), content()[..100_000].to_vec()].concat()
 }
 
 struct Ran {
@@ -77,7 +75,10 @@ impl Ran {
     }
 
     fn warnings(&self) -> Vec<&str> {
-        self.events.iter().filter_map(|event| if let Event::Log { level: Level::Warning, message, .. } = event { Some(message.as_str()) } else { None }).collect()
+        self.events
+            .iter()
+            .filter_map(|event| if let Event::Log { level: Level::Warning, message, .. } = event { Some(message.as_str()) } else { None })
+            .collect()
     }
 }
 
@@ -102,7 +103,7 @@ fn file(address: &str) -> serde_json::Value {
 
 #[test]
 fn a_download_that_is_cut_goes_on_where_it_was() {
-    let (address, asked) = serve(|count, asked, request| if count == 0 { hang_up_half_way(request) } else { answer_well(asked, request) });
+    let (address, asked) = serve(|count, asked| if count == 0 { hang_up_half_way() } else { answer_well(asked) });
     let ran = run(file(&address), &[]);
     ran.result.as_ref().expect("it completes");
     assert_eq!(ran.file("data.bin"), Some(content()));
@@ -113,7 +114,7 @@ fn a_download_that_is_cut_goes_on_where_it_was() {
 
 #[test]
 fn a_download_that_failed_goes_on_in_the_next_run() {
-    let (address, asked) = serve(|count, asked, request| if count == 0 { hang_up_half_way(request) } else { answer_well(asked, request) });
+    let (address, asked) = serve(|count, asked| if count == 0 { hang_up_half_way() } else { answer_well(asked) });
     let mut config = file(&address);
     config["retries"] = 0.into();
     let first = run(config.clone(), &[]);
@@ -126,7 +127,7 @@ fn a_download_that_failed_goes_on_in_the_next_run() {
 
 #[test]
 fn a_server_that_ignores_ranges_is_read_from_the_start() {
-    let (address, _) = serve(|count, asked, request| if count == 0 { hang_up_half_way(request) } else { answer_well(&(asked.0.clone(), None), request) });
+    let (address, _) = serve(|count, asked| if count == 0 { hang_up_half_way() } else { answer_well(&(asked.0.clone(), None)) });
     let ran = run(file(&address), &[]);
     ran.result.as_ref().expect("it completes");
     assert_eq!(ran.file("data.bin"), Some(content()));
@@ -134,9 +135,9 @@ fn a_server_that_ignores_ranges_is_read_from_the_start() {
 
 #[test]
 fn a_server_that_is_busy_is_asked_again() {
-    let (address, asked) = serve(|count, asked, request| match count {
-        0 => drop(request.respond(Response::empty(StatusCode(503)).with_header(header("Retry-After", "0")))),
-        _ => answer_well(asked, request),
+    let (address, asked) = serve(|count, asked| match count {
+        0 => head("503 Service Unavailable", 0, "Retry-After: 0\r\n"),
+        _ => answer_well(asked),
     });
     run(file(&address), &[]).result.expect("it completes");
     assert_eq!(asked.lock().expect("no panic").len(), 2);
@@ -144,7 +145,7 @@ fn a_server_that_is_busy_is_asked_again() {
 
 #[test]
 fn an_answer_that_will_not_change_is_not_asked_for_again() {
-    let (address, asked) = serve(|_, _, request| drop(request.respond(Response::empty(StatusCode(404)))));
+    let (address, asked) = serve(|_, _| head("404 Not Found", 0, ""));
     let error = run(file(&address), &[]).result.expect_err("it is not there");
     assert!(error.causes[0].contains("404"), "{error}");
     assert!(error.help.as_deref().is_some_and(|help| help.contains("--mirror")));
@@ -153,9 +154,10 @@ fn an_answer_that_will_not_change_is_not_asked_for_again() {
 
 #[test]
 fn a_wrong_checksum_names_both_and_keeps_nothing() {
-    let (address, _) = serve(|_, asked, request| answer_well(asked, request));
+    let (address, _) = serve(|_, asked| answer_well(asked));
     let pinned = "ab".repeat(32);
-    let ran = run(serde_json::json!({ "retries": 0, "files": [{ "url": format!("{address}/data.bin?key=secret"), "sha256": pinned }] }), &[]);
+    let ran =
+        run(serde_json::json!({ "retries": 0, "files": [{ "url": format!("{address}/data.bin?key=secret"), "sha256": pinned }] }), &[]);
     let error = ran.result.as_ref().expect_err("it does not fit").to_string();
     assert!(error.contains(&pinned) && error.contains(&sha256(&content())), "{error}");
     assert!(!error.contains("secret"), "{error}");
@@ -167,9 +169,9 @@ fn a_wrong_checksum_names_both_and_keeps_nothing() {
 fn a_mirror_is_tried_first_and_a_wrong_one_is_passed_over() {
     let hits = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&hits);
-    let (address, _) = serve(move |_, asked, request| {
+    let (address, _) = serve(move |_, asked| {
         counted.fetch_add(1, Ordering::SeqCst);
-        answer_well(asked, request);
+        answer_well(asked)
     });
     let mirrors = tempfile::tempdir().expect("a folder");
     let put = |name: &str, bytes: &[u8]| {
@@ -191,7 +193,7 @@ fn a_mirror_is_tried_first_and_a_wrong_one_is_passed_over() {
 #[test]
 fn without_a_network_every_place_is_named_with_its_reason() {
     // A port that nobody listens on.
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
+    let closed = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
     let mut config = file(&format!("http://{closed}"));
     config["retries"] = 0.into();
     let error = run(config, &["/no/such/mirror".to_owned()]).result.expect_err("nothing serves");

@@ -18,7 +18,8 @@ fn processed(dir: &Path, rare: usize) {
     let mut writer = ImageWriter::create(&dir.join(DATA_FILE), SHAPE).expect("it is written");
     for row in 0..200usize {
         let right = row % 10 < rare;
-        let pixels: Vec<u8> = (0..36).map(|at| if (at % 6 >= 3) == right { 200 + (row * 7 + at) as u8 % 50 } else { (row * 3 + at) as u8 % 40 }).collect();
+        let pixels: Vec<u8> =
+            (0..36).map(|at| if (at % 6 >= 3) == right { 200 + (row * 7 + at) as u8 % 50 } else { (row * 3 + at) as u8 % 40 }).collect();
         let split = if row % 5 == 4 { Split::Validation } else { Split::Train };
         writer.push(&format!("{row:03}"), Some(if right { "right" } else { "left" }), Some(split), Some(&pixels)).expect("it is written");
     }
@@ -28,7 +29,8 @@ fn processed(dir: &Path, rare: usize) {
 }
 
 fn config(more: serde_json::Value) -> Classifier {
-    let mut config = serde_json::json!({ "input": "clean", "layers": ["conv 4 3x3 relu", "pool 2", "dense 2"], "epochs": 3, "batch": 16, "seed": 1 });
+    let mut config =
+        serde_json::json!({ "input": "clean", "layers": ["conv 4 3x3 relu", "pool 2", "dense 2"], "epochs": 3, "batch": 16, "seed": 1 });
     config.as_object_mut().expect("an object").extend(more.as_object().cloned().unwrap_or_default());
     serde_json::from_value(config).expect("a config")
 }
@@ -84,7 +86,8 @@ fn early_stopping_ends_once_nothing_improves_and_the_best_epoch_is_kept() {
     let model = dir.path().join("model");
     let (outcome, events) = run(dir.path(), &model, serde_json::json!({ "epochs": 50, "early_stopping": { "patience": 2 } }));
     outcome.expect("it learns");
-    let history: Vec<serde_json::Value> = serde_json::from_slice(&fs::read(model.join("history.json")).expect("it is there")).expect("JSON");
+    let history: Vec<serde_json::Value> =
+        serde_json::from_slice(&fs::read(model.join("history.json")).expect("it is there")).expect("JSON");
     assert!(history.len() < 50, "all epochs ran");
     let accuracy = |epoch: &serde_json::Value| epoch["validation"]["accuracy"].as_f64().unwrap_or_default();
     let best = history.iter().map(accuracy).fold(0.0, f64::max);
@@ -105,7 +108,9 @@ fn a_shape_that_the_data_does_not_have_is_named() {
 
 #[test]
 fn values_out_of_range_are_named_by_key_before_anything_runs() {
-    let wrong = config(serde_json::json!({ "epochs": 0, "batch": 0, "label_smoothing": 1.5, "image": [6, 6, 1], "layers": ["conv 4 9x9 relu", "dense 2"] }));
+    let wrong = config(
+        serde_json::json!({ "epochs": 0, "batch": 0, "label_smoothing": 1.5, "image": [6, 6, 1], "layers": ["conv 4 9x9 relu", "dense 2"] }),
+    );
     let found: Vec<String> = wrong.check().into_iter().map(|problem| problem.path.join(".")).collect();
     assert_eq!(found, ["epochs", "batch", "label_smoothing", "layers.0"]);
 }
