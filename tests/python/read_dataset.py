@@ -17,7 +17,7 @@ frame = polars.read_parquet(path)
 found = {
     "metadata": {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items() if key.startswith(b"episteme")},
     "pyarrow": {"rows": table.num_rows, "columns": table.column_names, "types": [str(field.type) for field in table.schema]},
-    "duckdb": {"rows": duck.count("*").fetchone()[0], "columns": duck.columns},
+    "duckdb": {"rows": duck.count("*").fetchall()[0][0], "columns": duck.columns},
     "polars": {"rows": frame.height, "columns": frame.columns},
 }
 if "image" in table.column_names:
