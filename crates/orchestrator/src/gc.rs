@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use artifact::object_store::remove_tree;
 use artifact::{CacheRecord, Doing, ObjectStore, StageError};
 
-use crate::begun::{GC_LOCK, lock_name};
+use crate::run::lock_name;
 
 /// What was, or would be, removed.
 #[derive(Debug, Default, serde::Serialize)]

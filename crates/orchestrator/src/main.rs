@@ -1,8 +1,5 @@
 //! `episteme`: plans, caches and runs pipelines that one TOML file declares.
 
-mod begun;
-mod busy;
-mod child;
 mod cli;
 mod gc;
 mod graph;
@@ -25,7 +22,7 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 use artifact::StageError;
-use artifact::worker::{FAILED, INTERRUPTED, WRONG};
+use artifact::worker::{FAILED, WRONG};
 use clap::Parser;
 
 use crate::cli::{Cli, Color};
@@ -72,7 +69,6 @@ fn main() -> ExitCode {
             artifact::cli::report(&error);
             WRONG
         }
-        Failure::Failed(error) if error.interrupted => INTERRUPTED,
         Failure::Failed(error) => {
             artifact::cli::report(&error);
             FAILED

@@ -5,17 +5,16 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use artifact::event::JsonLines;
+use artifact::object_store::Lock;
 use artifact::worker::{DONE, FAILED, INTERRUPTED, run_spec_file, stop_flag};
-use artifact::{Digest, Doing, ObjectStore, Settings, Sink, StageError, durable};
+use artifact::{Digest, Doing, ObjectStore, Settings, Sink, StageError};
 
 use crate::cli::{Cli, Global, GraphFormat, OnBusy, ScheduleVerb, Verb};
 use crate::pipeline::Pipeline;
 use crate::plan::{Forecast, Plan};
 use crate::render::{self, Summary, Tee};
-use crate::begun::{Begun, RunLog};
-use crate::busy::Turn;
-use crate::run::{Options, Run};
-use crate::{Failure, busy, child, gc, graph, reference, registry, schedule, show};
+use crate::run::{Begun, Options, Run, RunLog};
+use crate::{BUSY, Failure, gc, graph, reference, registry, schedule, show};
 
 /// Does what was asked; the exit code.
 pub fn act(cli: Cli) -> Result<u8, Failure> {
@@ -39,8 +38,7 @@ pub fn act(cli: Cli) -> Result<u8, Failure> {
         Verb::Schema => print_json(&reference::schema(&registry::stages())),
         Verb::Schedule { verb: ScheduleVerb::Print { files } } => schedule_print(global, files),
         Verb::Gc { dry_run } => collect_garbage(global, *dry_run),
-        Verb::Stage { parent: Some(parent), .. } if !child::die_with(*parent) => Ok(INTERRUPTED),
-        Verb::Stage { spec, .. } => Ok(run_spec_file(spec, &registry::stages(), &JsonLines::new(std::io::stdout()))),
+        Verb::Stage { spec } => Ok(run_spec_file(spec, &registry::stages(), &JsonLines::new(std::io::stdout()))),
     }
 }
 
@@ -71,10 +69,9 @@ fn run(global: &Global, file: &Path, force: bool, on_busy: OnBusy, export: Optio
     let outside = plan.outside(&settings).map_err(Failure::Asked)?;
     let store = ObjectStore::open(&global.store)?;
     let stop = stop_flag().doing(|| "installing the signal handlers".into())?;
-    let stopped = || stop.load(Ordering::Relaxed);
-    let held = match busy::take(&store, &plan.name, on_busy, &stopped)? {
-        Turn::Ours(held) => held,
-        Turn::Leave(code) => return Ok(code),
+    let _lock = match lock(&store, &plan.name, on_busy, &|| stop.load(Ordering::Relaxed))? {
+        Ok(lock) => lock,
+        Err(code) => return Ok(code),
     };
     let jobs = global.jobs.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);
     let options = Options { jobs, force, settings };
@@ -86,11 +83,10 @@ fn run(global: &Global, file: &Path, force: bool, on_busy: OnBusy, export: Optio
     if !global.json && !global.quiet {
         sinks.push(Box::new(Summary));
     }
-    let begun = Begun::new(&store, &plan.name, &stopped)?;
-    held.note(&format!("{}, process {}", begun.name, std::process::id()));
+    let begun = Begun::new(&store, &plan.name)?;
     sinks.push(Box::new(RunLog::create(&begun.folder)?));
     let sink = Tee(sinks);
-    let ended = Run::new(begun, &plan, &outside, &store, &options, &sink, &stop).finish();
+    let ended = Run::new(begun, &plan, &store, &options, &sink, &stop).finish(&outside)?;
     if let Some(folder) = export {
         copy_out(&ended.outputs, folder)?;
     }
@@ -101,14 +97,40 @@ fn run(global: &Global, file: &Path, force: bool, on_busy: OnBusy, export: Optio
     })
 }
 
-/// Copies named results to a folder, each under its file's name; what is there already is replaced whole.
+/// The pipeline's lock, or the exit code to leave with.
+fn lock(store: &ObjectStore, pipeline: &str, on_busy: OnBusy, stop: &dyn Fn() -> bool) -> Result<Result<Lock, u8>, StageError> {
+    let name = format!("pipeline-{pipeline}");
+    let locking = || format!("taking the lock of `{pipeline}`");
+    if let Some(lock) = store.try_lock(&name).doing(locking)? {
+        return Ok(Ok(lock));
+    }
+    let busy = format!("another run of `{pipeline}` is at work on {}", store.root().display());
+    match on_busy {
+        OnBusy::Wait => {
+            anstream::eprintln!("{busy}: waiting for it (--on-busy skip or fail would leave)");
+            match store.lock(&name, stop) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Ok(Err(INTERRUPTED)),
+                locked => locked.doing(locking).map(Ok),
+            }
+        }
+        OnBusy::Skip => {
+            anstream::eprintln!("{busy}: skipped");
+            Ok(Err(DONE))
+        }
+        OnBusy::Fail => {
+            artifact::cli::report(&StageError::new(busy).help("wait for it (--on-busy wait), or leave quietly (--on-busy skip)"));
+            Ok(Err(BUSY))
+        }
+    }
+}
+
+/// Copies named results to a folder, each under its name: a file with its ending, a folder whole.
 fn copy_out(outputs: &std::collections::BTreeMap<String, String>, folder: &Path) -> Result<(), StageError> {
     fs::create_dir_all(folder).doing(|| format!("making {}", folder.display()))?;
     for path in outputs.values().map(Path::new) {
         let target = folder.join(path.file_name().unwrap_or_default());
         let copying = || format!("copying {} to {}", path.display(), target.display());
-        let temporary = durable::temporary_sibling(&target);
-        fs::copy(path, &temporary).and_then(|_| durable::rename(&temporary, &target)).doing(copying)?;
+        artifact::durable::write_file(&target, &fs::read(path).doing(copying)?).doing(copying)?;
         anstream::eprintln!("copied to {}", target.display());
     }
     Ok(())
