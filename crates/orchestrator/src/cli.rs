@@ -149,6 +149,9 @@ pub enum Verb {
     Stage {
         /// The spec file.
         spec: PathBuf,
+        /// The process that started it: the stage ends with it.
+        #[arg(long)]
+        parent: Option<u32>,
     },
 }
 
@@ -164,7 +167,9 @@ pub enum GraphFormat {
 /// What `schedule` does.
 #[derive(Debug, Subcommand)]
 pub enum ScheduleVerb {
-    /// Prints crontab lines for pipelines that have a `schedule`: `episteme schedule print pipelines/*.toml | crontab -`
+    /// Prints crontab lines for pipelines that have a `schedule`
+    ///
+    /// To add them to what crontab has: (crontab -l; episteme schedule print pipelines/*.toml) | crontab -
     Print {
         /// The pipeline files
         #[arg(required = true, value_name = "FILE")]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use artifact::object_store::remove_tree;
 use artifact::{CacheRecord, Doing, ObjectStore, StageError};
 
-use crate::run::lock_name;
+use crate::begun::{GC_LOCK, is_alive};
 
 /// What was, or would be, removed.
 #[derive(Debug, Default, serde::Serialize)]
@@ -18,67 +18,128 @@ pub struct Garbage {
     pub bytes: u64,
 }
 
-/// Removes staging of dead runs, temporary files, cache records without artifact, and, when no run is alive, scratch
-/// folders and artifacts that no record refers to. A live run is known by its lock.
+/// Removes staging and temporary files of dead runs, cache records without artifact, and, when no run is alive, scratch
+/// folders, and artifacts that no record refers to. A live run is known by its lock; none begins while this is at work.
 ///
 /// # Errors
-/// When the store cannot be listed.
+/// When the store cannot be listed, or something in it cannot be removed.
 pub fn collect(store: &ObjectStore, dry_run: bool) -> Result<Garbage, StageError> {
-    let root = store.root();
-    let mut garbage = Vec::new();
-    let mut alive = false;
-    for lock in list(&root.join("locks"))? {
-        let name = file_name(&lock).trim_end_matches(".lock").to_owned();
-        if name.starts_with("run-") {
-            match store.try_lock(&name).doing(|| format!("looking at the lock {}", lock.display()))? {
-                Some(_free) => garbage.push(lock),
-                None => alive = true,
-            }
-        }
+    let _no_run_begins = store.lock(GC_LOCK, &|| false).doing(|| format!("locking the store {}", store.root().display()))?;
+    let mut search = Search { store, garbage: Vec::new(), some_run_is_alive: false };
+    search.runs()?;
+    search.staging()?;
+    let referred = search.records()?;
+    if !search.some_run_is_alive {
+        search.what_runs_share(&referred)?;
     }
-    for staged in list(&root.join("staging"))? {
-        // `RUN.STAGE`: a stage's name holds no dot.
-        let name = file_name(&staged);
-        let run = name.rsplit_once('.').map_or(name.as_str(), |(run, _)| run);
-        if store.try_lock(&lock_name(run)).doing(|| format!("looking at the lock of {run}"))?.is_some() {
-            garbage.push(root.join("locks").join(format!("{}.lock", lock_name(run))));
-            garbage.push(staged);
-        }
-    }
-    let mut referred = BTreeSet::new();
-    for record in list(&root.join("cache"))?.iter().map(|shard| list(shard)).collect::<Result<Vec<_>, _>>()?.concat() {
-        if file_name(&record).ends_with(".tmp") {
-            if !alive {
-                garbage.push(record);
-            }
-            continue;
-        }
-        let read = fs::read(&record).ok().and_then(|text| serde_json::from_slice::<CacheRecord>(&text).ok());
-        match read.map(|record| store.object(&record.artifact)).filter(|object| object.is_dir()) {
-            Some(object) => drop(referred.insert(object)),
-            None => garbage.push(record),
-        }
-    }
-    if !alive {
-        garbage.extend(list(&root.join("scratch"))?);
-        let objects = list(&root.join("objects"))?.iter().map(|shard| list(shard)).collect::<Result<Vec<_>, _>>()?.concat();
-        garbage.extend(objects.into_iter().filter(|object| !referred.contains(object)));
-    }
-    garbage.sort();
-    garbage.dedup();
-    garbage.retain(|path| path.exists());
-    let bytes = garbage.iter().map(|path| size(path)).sum();
+    let mut removed = search.garbage;
+    removed.sort();
+    removed.dedup();
+    let bytes = removed.iter().map(|path| size(path)).sum();
     if !dry_run {
-        for path in &garbage {
-            let removed = if path.is_dir() { remove_tree(path) } else { fs::remove_file(path) };
-            removed.doing(|| format!("removing {}", path.display()))?;
-        }
+        removed.iter().try_for_each(|path| remove(store, path).doing(|| format!("removing {}", path.display())))?;
     }
-    Ok(Garbage { removed: garbage, bytes })
+    Ok(Garbage { removed, bytes })
+}
+
+struct Search<'a> {
+    store: &'a ObjectStore,
+    garbage: Vec<PathBuf>,
+    some_run_is_alive: bool,
+}
+
+impl Search<'_> {
+    /// Locks of runs that are over, and what they were writing when they ended.
+    fn runs(&mut self) -> Result<(), StageError> {
+        for lock in self.list("locks")? {
+            let name = file_name(&lock);
+            let Some(run) = name.strip_prefix("run-").and_then(|name| name.strip_suffix(".lock")) else { continue };
+            match is_alive(self.store, run)? {
+                true => self.some_run_is_alive = true,
+                false => self.garbage.push(lock),
+            }
+        }
+        for run in self.list("runs")?.into_iter().filter(|path| path.is_dir()) {
+            if !is_alive(self.store, &file_name(&run))? {
+                self.garbage.extend(list(&run)?.into_iter().filter(|path| is_temporary(path)));
+            }
+        }
+        Ok(())
+    }
+
+    fn staging(&mut self) -> Result<(), StageError> {
+        for staged in self.list("staging")? {
+            // `RUN.STAGE`: a stage's name holds no dot.
+            let name = file_name(&staged);
+            if !is_alive(self.store, name.rsplit_once('.').map_or(name.as_str(), |(run, _)| run))? {
+                self.garbage.push(staged);
+            }
+        }
+        Ok(())
+    }
+
+    /// Records without artifact; the artifacts that the others refer to.
+    fn records(&mut self) -> Result<BTreeSet<PathBuf>, StageError> {
+        let mut referred = BTreeSet::new();
+        for record in self.list_shards("cache")? {
+            if is_temporary(&record) {
+                if !self.some_run_is_alive {
+                    self.garbage.push(record);
+                }
+                continue;
+            }
+            let read = fs::read(&record).ok().and_then(|text| serde_json::from_slice::<CacheRecord>(&text).ok());
+            match read.map(|record| self.store.object(&record.artifact)).filter(|object| object.is_dir()) {
+                Some(object) => drop(referred.insert(object)),
+                None => self.garbage.push(record),
+            }
+        }
+        Ok(referred)
+    }
+
+    /// What belongs to no run in particular: a live one may be about to use it.
+    fn what_runs_share(&mut self, referred: &BTreeSet<PathBuf>) -> Result<(), StageError> {
+        let keys = self.list("locks")?.into_iter().filter(|lock| file_name(lock).starts_with("key-"));
+        self.garbage.extend(keys);
+        self.garbage.extend(self.list("scratch")?);
+        let objects = self.list_shards("objects")?.into_iter().filter(|object| !referred.contains(object));
+        self.garbage.extend(objects);
+        Ok(())
+    }
+
+    fn list(&self, folder: &str) -> Result<Vec<PathBuf>, StageError> {
+        list(&self.store.root().join(folder))
+    }
+
+    /// Everything in the folders within a folder.
+    fn list_shards(&self, folder: &str) -> Result<Vec<PathBuf>, StageError> {
+        let shards = self.list(folder)?.into_iter().filter(|shard| shard.is_dir());
+        Ok(shards.map(|shard| list(&shard)).collect::<Result<Vec<_>, _>>()?.concat())
+    }
+}
+
+/// Removes a file or a folder. An artifact leaves `objects/` in one step: killed half-way, it would look whole.
+fn remove(store: &ObjectStore, path: &Path) -> std::io::Result<()> {
+    if path.starts_with(store.root().join("objects")) {
+        let aside = store.staging(&format!("gc.{}", file_name(path)));
+        remove_tree(&aside)?;
+        fs::rename(path, &aside)?;
+        return remove_tree(&aside);
+    }
+    match if path.is_dir() { remove_tree(path) } else { fs::remove_file(path) } {
+        // A run that ends in this moment takes its lock away itself.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
 }
 
 fn file_name(path: &Path) -> String {
     path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn is_temporary(path: &Path) -> bool {
+    let name = file_name(path);
+    name.starts_with('.') && name.ends_with(".tmp")
 }
 
 fn list(folder: &Path) -> Result<Vec<PathBuf>, StageError> {
@@ -94,5 +155,121 @@ fn size(path: &Path) -> u64 {
         Ok(data) if data.is_dir() => list(path).into_iter().flatten().map(|path| size(&path)).sum(),
         Ok(data) => data.len(),
         Err(_) => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::begun::Begun;
+    use artifact::manifest::Ancestor;
+    use artifact::{Digest, Kind, Manifest, Outcome};
+
+    struct Fixture {
+        store: ObjectStore,
+        _dir: tempfile::TempDir,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            Self { store: ObjectStore::open(dir.path()).unwrap(), _dir: dir }
+        }
+
+        /// Publishes an artifact with this content; what it is called in staging matters to none.
+        fn object(&self, content: &str) -> PathBuf {
+            let dir = self.store.staging("dead.x");
+            fs::create_dir_all(&dir).unwrap();
+            fs::write(dir.join("file"), content).unwrap();
+            let made_by = Ancestor {
+                digest: None,
+                kind: Kind::Files,
+                uses: "test".into(),
+                version: 1,
+                config: serde_json::Value::Null,
+                inputs: Default::default(),
+                rows: None,
+            };
+            Manifest::seal(&dir, Kind::Files, Outcome::default(), made_by, &[]).unwrap();
+            self.store.object(&self.store.publish(&dir).unwrap().digest)
+        }
+
+        fn record(&self, key: &str, object: &Path) -> PathBuf {
+            let record = CacheRecord {
+                artifact: file_name(object).parse().unwrap(),
+                uses: String::new(),
+                run: String::new(),
+                started: String::new(),
+                seconds: 0.0,
+                machine: String::new(),
+                metrics: Default::default(),
+                outputs: Default::default(),
+            };
+            let key = Digest::of(key.as_bytes());
+            self.store.remember(&key, &record).unwrap();
+            self.store.cache_path(&key)
+        }
+
+        fn write(&self, path: &str) -> PathBuf {
+            let path = self.store.root().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, "12345").unwrap();
+            path
+        }
+    }
+
+    #[test]
+    fn what_dead_runs_left_goes_and_what_is_used_stays() {
+        let fixture = Fixture::new();
+        let (used, unused, lost) = (fixture.object("used"), fixture.object("unused"), fixture.object("lost"));
+        let (record, dangling) = (fixture.record("used", &used), fixture.record("lost", &lost));
+        remove_tree(&lost).unwrap();
+        let leftovers = ["staging/dead.stage/file", "scratch/key/part", "cache/ab/.x.1.2.tmp", "runs/dead/.run.json.1.2.tmp"];
+        let leftovers = leftovers.map(|path| fixture.write(path));
+        let locks = ["locks/run-dead.lock", "locks/key-x.lock"].map(|path| fixture.write(path));
+        let kept = [fixture.write("runs/dead/stage.log"), fixture.write("locks/pipeline-p.lock"), record, used.join("file")];
+
+        let would = collect(&fixture.store, true).unwrap();
+        assert!(leftovers.iter().all(|path| path.exists()) && unused.exists(), "a dry run removes nothing");
+        let done = collect(&fixture.store, false).unwrap();
+        assert_eq!((&would.removed, would.bytes), (&done.removed, done.bytes));
+        for path in leftovers.iter().chain(&locks).chain([&unused, &dangling]) {
+            assert!(!path.exists(), "{} is left", path.display());
+        }
+        for path in kept {
+            assert!(path.exists(), "{} is gone", path.display());
+        }
+        assert_eq!(collect(&fixture.store, false).unwrap().removed, Vec::<PathBuf>::new(), "nothing is left to do");
+    }
+
+    #[test]
+    fn nothing_that_a_live_run_may_use_goes() {
+        let fixture = Fixture::new();
+        let begun = Begun::new(&fixture.store, "p", &|| false).unwrap();
+        let kept = [
+            fixture.write(&format!("staging/{}.model/weights", begun.name)),
+            fixture.write(&format!("runs/{}/.run.json.1.2.tmp", begun.name)),
+            fixture.write("scratch/key/part"),
+            fixture.write("locks/key-x.lock"),
+            fixture.object("just published, not yet remembered").join("file"),
+        ];
+        let dead = fixture.write("staging/dead.model/weights");
+        collect(&fixture.store, false).unwrap();
+        assert!(!dead.exists());
+        for path in &kept {
+            assert!(path.exists(), "{} is gone", path.display());
+        }
+        drop(begun);
+        collect(&fixture.store, false).unwrap();
+        assert!(kept.iter().all(|path| !path.exists()), "with its run it is garbage");
+    }
+
+    #[test]
+    fn what_a_killed_gc_had_set_aside_goes_the_next_time() {
+        let fixture = Fixture::new();
+        let aside = fixture.write("staging/gc.ab12/file");
+        assert_eq!(collect(&fixture.store, false).unwrap().bytes, 5);
+        assert!(!aside.exists());
     }
 }

@@ -1,5 +1,8 @@
 //! `episteme`: plans, caches and runs pipelines that one TOML file declares.
 
+mod begun;
+mod busy;
+mod child;
 mod cli;
 mod gc;
 mod graph;
@@ -14,6 +17,7 @@ mod schedule;
 mod set;
 mod show;
 mod verbs;
+mod why;
 
 use std::process::ExitCode;
 
@@ -22,7 +26,7 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 use artifact::StageError;
-use artifact::worker::{FAILED, WRONG};
+use artifact::worker::{FAILED, INTERRUPTED, WRONG};
 use clap::Parser;
 
 use crate::cli::{Cli, Color};
@@ -69,6 +73,7 @@ fn main() -> ExitCode {
             artifact::cli::report(&error);
             WRONG
         }
+        Failure::Failed(error) if error.interrupted => INTERRUPTED,
         Failure::Failed(error) => {
             artifact::cli::report(&error);
             FAILED

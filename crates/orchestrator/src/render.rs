@@ -91,9 +91,10 @@ struct Bars {
 
 impl Bars {
     fn say(&self, text: &str) {
-        let text = match std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) {
-            true => anstream::adapter::strip_str(text).to_string(),
-            false => text.to_owned(),
+        // Bars write past anstream, so what it would have decided (NO_COLOR, --color, TERM) is asked for here.
+        let text = match anstream::AutoStream::choice(&std::io::stderr()) {
+            anstream::ColorChoice::Never => anstream::adapter::strip_str(text).to_string(),
+            _ => text.to_owned(),
         };
         // A closed terminal is no failure of the run.
         let _ = self.all.println(text);

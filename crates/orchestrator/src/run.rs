@@ -1,28 +1,20 @@
 //! Running a plan: each stage in a process of its own, several at once, what is unchanged not at all.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use artifact::event::{StageResult, Status};
 use artifact::object_store::{Lock, remove_tree};
-use artifact::{CacheRecord, Digest, Doing, Event, ObjectStore, Settings, Sink, StageError, StageSpec, durable};
+use artifact::{CacheRecord, Digest, Doing, Event, Level, ObjectStore, Settings, Sink, StageError, StageSpec};
 
+use crate::begun::{Begun, machine};
+use crate::child::{Job, Said, end_all};
 use crate::plan::Plan;
 
-/// How long a stage may take to end after it was asked to; then it is killed.
-const GRACE: Duration = Duration::from_secs(10);
-/// How many lines of a failed stage's standard error are shown.
-const LAST_LINES: usize = 12;
-
-/// The running program itself, even when a build has put another one in its place meanwhile: a run is of one code version.
-const THIS_EXECUTABLE: &str = "/proc/self/exe";
+/// How often the scheduler looks whether it was asked to stop, and whether another run is done with what it waits for.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// What a run may do.
 pub struct Options {
@@ -44,34 +36,10 @@ pub struct Ended {
     pub outputs: BTreeMap<String, String>,
 }
 
-/// A run that has a name and a folder, and is known to be alive.
-pub struct Begun {
-    /// Unique in the store.
-    pub name: String,
-    /// `STORE/runs/NAME`: specs, logs, events.
-    pub folder: PathBuf,
-    /// Held while the run lives: what it stages is not garbage.
-    _alive: Lock,
-}
-
-impl Begun {
-    /// Names a run and makes its folder.
-    ///
-    /// # Errors
-    /// When the store cannot be written.
-    pub fn new(store: &ObjectStore, pipeline: &str) -> Result<Self, StageError> {
-        let name = format!("{}-{pipeline}-{}", jiff::Zoned::now().strftime("%Y%m%dT%H%M%S"), std::process::id());
-        let folder = store.run(&name);
-        fs::create_dir_all(&folder).doing(|| format!("making the run's folder {}", folder.display()))?;
-        let alive = store.try_lock(&lock_name(&name)).doing(|| format!("locking the run {name}"))?;
-        let alive = alive.ok_or_else(|| StageError::new(format!("the run {name} is there already")).help("run again"))?;
-        Ok(Self { name, folder, _alive: alive })
-    }
-}
-
 /// A run in progress.
 pub struct Run<'a> {
     plan: &'a Plan,
+    outside: &'a [Option<Digest>],
     store: &'a ObjectStore,
     options: &'a Options,
     sink: &'a dyn Sink,
@@ -84,32 +52,22 @@ pub struct Run<'a> {
 }
 
 enum State {
+    /// Some of its inputs are not there yet.
     Waiting,
+    /// It has to run, and waits for a free job, or for another process that is making the very same (`elsewhere`).
+    Ready { key: Digest, elsewhere: bool },
+    /// It runs.
     Running(Box<Job>),
+    /// It is over.
     Done { status: Status, seconds: f64, record: Option<CacheRecord> },
 }
 
-struct Job {
-    key: Digest,
-    child: Child,
-    staging: PathBuf,
-    scratch: PathBuf,
-    started: jiff::Zoned,
-    clock: Instant,
-    error: Option<StageError>,
-}
-
-/// What a stage's process says, or that it said its last.
-enum Said {
-    Event(usize, Event),
-    Closed(usize),
-}
-
 impl<'a> Run<'a> {
-    /// A run of this plan, with nothing started.
+    /// A run of this plan, with nothing started. `outside` are the digests that [`Plan::outside`] gave.
     pub fn new(
         begun: Begun,
         plan: &'a Plan,
+        outside: &'a [Option<Digest>],
         store: &'a ObjectStore,
         options: &'a Options,
         sink: &'a dyn Sink,
@@ -117,22 +75,15 @@ impl<'a> Run<'a> {
     ) -> Self {
         let states = plan.stages.iter().map(|_| State::Waiting).collect();
         let (said, hears) = channel();
-        Self { begun, plan, store, options, sink, stop, states, machine: machine(), said, hears }
+        Self { begun, plan, outside, store, options, sink, stop, states, machine: machine(), said, hears }
     }
 
-    /// Runs to the end; tells everything through the sink, `run_finished` last.
-    ///
-    /// # Errors
-    /// When the store itself fails; a stage's failure is an event, not an error.
-    pub fn finish(mut self, outside: &[Option<Digest>]) -> Result<Ended, StageError> {
+    /// Runs to the end; tells everything through the sink, `run_finished` last. Whatever fails is a stage's failure.
+    pub fn finish(mut self) -> Ended {
         let clock = Instant::now();
         let stages = self.plan.stages.iter().map(|stage| stage.name.clone()).collect();
         self.sink.emit(Event::RunStarted { run: self.begun.name.clone(), pipeline: self.plan.name.clone(), stages });
-        let ended = self.work(outside);
-        if ended.is_err() {
-            self.end_children();
-        }
-        ended?;
+        self.work();
         let interrupted = self.stop.load(Ordering::Relaxed);
         let results: Vec<StageResult> = self.results();
         let ok = results.iter().all(|result| matches!(result.status, Status::Ran | Status::Cached));
@@ -140,93 +91,111 @@ impl<'a> Run<'a> {
         let seconds = clock.elapsed().as_secs_f64();
         let run = self.begun.name.clone();
         self.sink.emit(Event::RunFinished { ok, run, seconds, stages: results, metrics, outputs: outputs.clone() });
-        Ok(Ended { ok, interrupted, outputs })
+        Ended { ok, interrupted, outputs }
     }
 
-    fn work(&mut self, outside: &[Option<Digest>]) -> Result<(), StageError> {
-        loop {
-            self.start_what_is_ready(outside)?;
-            if !self.states.iter().any(|state| matches!(state, State::Running(_))) {
-                return Ok(());
-            }
-            match self.hears.recv_timeout(Duration::from_millis(100)) {
+    fn work(&mut self) {
+        self.start_what_is_ready();
+        while self.states.iter().any(|state| matches!(state, State::Running(_) | State::Ready { .. })) {
+            match self.hears.recv_timeout(LOOK) {
                 Ok(Said::Event(index, event)) => self.hear(index, event),
-                Ok(Said::Closed(index)) => self.close(index)?,
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+                Ok(Said::Closed(index)) => {
+                    self.close(index);
+                    self.start_what_is_ready();
+                }
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                    if self.states.iter().any(|state| matches!(state, State::Ready { elsewhere: true, .. })) {
+                        self.start_what_is_ready();
+                    }
+                }
             }
             if self.stop.load(Ordering::Relaxed) {
-                self.end_children();
-                return Ok(());
+                return self.end_children();
             }
         }
     }
 
-    /// Starts stages whose inputs are there, until all jobs are taken; cached ones take none.
-    fn start_what_is_ready(&mut self, outside: &[Option<Digest>]) -> Result<(), StageError> {
-        for (index, outside) in outside.iter().enumerate() {
-            if !matches!(self.states[index], State::Waiting) {
-                continue;
+    /// Starts stages whose inputs are there, until all jobs are taken; cached ones take none. The plan's order has every
+    /// stage after those it takes from, so one pass goes as far as it can.
+    fn start_what_is_ready(&mut self) {
+        for index in 0..self.states.len() {
+            if matches!(self.states[index], State::Waiting) {
+                self.look_up(index);
             }
-            let upstream: Vec<usize> = self.plan.stages[index].upstream().collect();
-            if upstream.iter().any(|from| matches!(self.states[*from], State::Done { status: Status::Failed | Status::Skipped, .. })) {
-                self.states[index] = State::Done { status: Status::Skipped, seconds: 0.0, record: None };
-                continue;
-            }
-            let artifacts: Vec<Option<Digest>> = self.states.iter().map(State::artifact).collect();
-            let Some(key) = self.plan.key(index, &artifacts, *outside)? else { continue };
-            if let Some(record) = self.store.lookup(&key).filter(|_| !self.options.force) {
-                self.cached(index, record);
-            } else if self.states.iter().filter(|state| matches!(state, State::Running(_))).count() < self.options.jobs {
-                let job = self.start(index, key, &artifacts)?;
-                self.states[index] = State::Running(Box::new(job));
+            if let State::Ready { key, elsewhere } = self.states[index] {
+                self.start_if_free(index, key, elsewhere);
             }
         }
-        Ok(())
     }
 
-    fn cached(&mut self, index: usize, record: CacheRecord) {
+    /// Takes a stage from the cache, finds it ready to run, or leaves it waiting.
+    fn look_up(&mut self, index: usize) {
+        let lost = |from: usize| matches!(self.states[from], State::Done { status: Status::Failed | Status::Skipped, .. });
+        if self.plan.stages[index].upstream().any(lost) {
+            self.states[index] = State::Done { status: Status::Skipped, seconds: 0.0, record: None };
+            return;
+        }
+        match self.plan.key(index, &self.artifacts(), self.outside[index]) {
+            Ok(None) => {}
+            Ok(Some(key)) => {
+                if !self.take_from_cache(index, &key) {
+                    self.states[index] = State::Ready { key, elsewhere: false };
+                }
+            }
+            Err(error) => self.failed(index, error, 0.0),
+        }
+    }
+
+    fn take_from_cache(&mut self, index: usize, key: &Digest) -> bool {
+        let Some(record) = self.store.lookup(key).filter(|_| !self.options.force) else { return false };
         let stage = self.plan.stages[index].name.clone();
         self.sink.emit(Event::StageFinished { stage, status: Status::Cached, seconds: 0.0, artifact: Some(record.artifact) });
         self.states[index] = State::Done { status: Status::Cached, seconds: 0.0, record: Some(record) };
+        true
     }
 
-    /// Starts a stage's process: the same executable, the spec file that the crate's own binary takes.
-    fn start(&self, index: usize, key: Digest, artifacts: &[Option<Digest>]) -> Result<Job, StageError> {
+    /// Starts a stage if there is a free job and nobody is making the very same. Two pipelines may share a stage, and with
+    /// it the scratch folder of its key: one makes it, the other takes it from the cache.
+    fn start_if_free(&mut self, index: usize, key: Digest, waited: bool) {
+        if self.running().count() >= self.options.jobs {
+            return;
+        }
+        let only = match self.store.try_lock(&format!("key-{key}")).doing(|| format!("taking the lock of the key {key}")) {
+            Ok(Some(only)) => only,
+            Ok(None) => {
+                if !waited && !self.running().any(|job| job.key == key) {
+                    let message = "another run is making the very same: waiting for it".to_owned();
+                    self.sink.emit(Event::Log { stage: self.plan.stages[index].name.clone(), level: Level::Info, message });
+                }
+                self.states[index] = State::Ready { key, elsewhere: true };
+                return;
+            }
+            Err(error) => return self.failed(index, error, 0.0),
+        };
+        // Whoever held the lock until now has left it in the cache, unless it failed.
+        if self.take_from_cache(index, &key) {
+            return;
+        }
+        match self.start(index, key, only) {
+            Ok(job) => self.states[index] = State::Running(Box::new(job)),
+            Err(error) => self.failed(index, error, 0.0),
+        }
+    }
+
+    fn start(&self, index: usize, key: Digest, only: Lock) -> Result<Job, StageError> {
         let planned = &self.plan.stages[index];
         let name = &planned.name;
-        let staging = self.store.staging(&format!("{}.{name}", self.begun.name));
-        let scratch = self.store.scratch(&key);
+        let artifacts = self.artifacts();
         let object = |from: &usize| artifacts[*from].map(|digest| self.store.object(&digest)).unwrap_or_default();
         let spec = StageSpec {
             name: name.clone(),
             uses: planned.stage.uses().to_owned(),
             config: planned.stage.config().doing(|| format!("writing the config of `{name}`"))?,
             inputs: planned.inputs.iter().map(|(key, all)| (key.clone(), all.iter().map(object).collect())).collect(),
-            output: staging.clone(),
-            settings: Settings { scratch: Some(scratch.clone()), ..self.options.settings.clone() },
+            output: self.store.staging(&format!("{}.{name}", self.begun.name)),
+            settings: Settings { scratch: Some(self.store.scratch(&key)), ..self.options.settings.clone() },
         };
-        let spec_file = self.begun.folder.join(format!("{name}.json"));
-        let writing = || format!("writing {}", spec_file.display());
-        fs::write(&spec_file, serde_json::to_vec_pretty(&spec).doing(writing)?).doing(writing)?;
-        let log = File::create(self.log(index)).doing(|| format!("creating {}", self.log(index).display()))?;
-        let starting = || format!("starting a process for `{name}`");
-        let mut child = Command::new(THIS_EXECUTABLE)
-            .arg("stage")
-            .arg(&spec_file)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .doing(starting)?;
-        if let Some(stdout) = child.stdout.take() {
-            let said = self.said.clone();
-            std::thread::spawn(move || listen(index, stdout, &said));
-        }
-        Ok(Job { key, child, staging, scratch, started: jiff::Zoned::now(), clock: Instant::now(), error: None })
-    }
-
-    fn log(&self, index: usize) -> PathBuf {
-        self.begun.folder.join(format!("{}.log", self.plan.stages[index].name))
+        Job::start(spec, key, only, &self.begun.folder, index, self.said.clone())
     }
 
     /// Passes on what a stage says. Its end is told by this process, once the artifact is in its place.
@@ -239,29 +208,22 @@ impl<'a> Run<'a> {
     }
 
     /// A stage's process has closed its output: it is over, one way or the other.
-    fn close(&mut self, index: usize) -> Result<(), StageError> {
-        let State::Running(job) = std::mem::replace(&mut self.states[index], State::Waiting) else { return Ok(()) };
+    fn close(&mut self, index: usize) {
+        let State::Running(job) = std::mem::replace(&mut self.states[index], State::Waiting) else { return };
         let mut job = *job;
-        let name = self.plan.stages[index].name.clone();
-        let status = job.child.wait().doing(|| format!("waiting for `{name}`"))?;
-        let seconds = job.clock.elapsed().as_secs_f64();
-        let kept = match (status.success(), job.error.take()) {
-            (true, None) => self.keep(index, &job, seconds),
-            (_, Some(error)) => Err(error),
-            (_, None) => Err(self.died(index, status)),
-        };
-        match kept {
+        let ended = job.end();
+        let seconds = job.seconds();
+        match ended.and_then(|()| self.keep(index, &job, seconds)) {
             Ok(record) => {
-                self.sink.emit(Event::StageFinished { stage: name, status: Status::Ran, seconds, artifact: Some(record.artifact) });
+                let stage = self.plan.stages[index].name.clone();
+                self.sink.emit(Event::StageFinished { stage, status: Status::Ran, seconds, artifact: Some(record.artifact) });
                 self.states[index] = State::Done { status: Status::Ran, seconds, record: Some(record) };
             }
             Err(error) => {
                 let _ = remove_tree(&job.staging);
-                self.sink.emit(Event::StageFailed { stage: name, seconds, error });
-                self.states[index] = State::Done { status: Status::Failed, seconds, record: None };
+                self.failed(index, error, seconds);
             }
         }
-        Ok(())
     }
 
     /// Publishes a sealed output and remembers it.
@@ -282,43 +244,28 @@ impl<'a> Run<'a> {
         Ok(record)
     }
 
-    /// A process that ended without a word of its own.
-    fn died(&self, index: usize, status: ExitStatus) -> StageError {
-        let how = match (status.signal(), status.code()) {
-            (Some(9), _) => "was killed (signal 9): by hand, or by the kernel because memory ran out".to_owned(),
-            (Some(signal), _) => format!("was ended by signal {signal}"),
-            (None, code) => format!("ended with exit code {}", code.unwrap_or_default()),
-        };
-        let log = fs::read_to_string(self.log(index)).unwrap_or_default();
-        let lines: Vec<&str> = log.lines().collect();
-        let mut error = StageError::new(format!("the stage's process {how}")).at(self.log(index).display());
-        error.causes = lines[lines.len().saturating_sub(LAST_LINES)..].iter().map(|line| (*line).to_owned()).collect();
-        error.help("finished stages are kept: run again to go on from here")
+    fn failed(&mut self, index: usize, error: StageError, seconds: f64) {
+        self.sink.emit(Event::StageFailed { stage: self.plan.stages[index].name.clone(), seconds, error });
+        self.states[index] = State::Done { status: Status::Failed, seconds, record: None };
     }
 
-    /// Asks all children to end, waits, and kills those that do not; then removes what they were making.
+    /// Ends what runs; what has not run is skipped.
     fn end_children(&mut self) {
-        let running = self.states.iter_mut().filter_map(|state| if let State::Running(job) = state { Some(job) } else { None });
-        let mut jobs: Vec<&mut Box<Job>> = running.collect();
-        for job in &mut jobs {
-            if let Some(pid) = i32::try_from(job.child.id()).ok().and_then(rustix::process::Pid::from_raw) {
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-            }
-        }
-        let clock = Instant::now();
-        for job in jobs {
-            while matches!(job.child.try_wait(), Ok(None)) && clock.elapsed() < GRACE {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            let _ = job.child.kill();
-            let _ = job.child.wait();
-            let _ = remove_tree(&job.staging);
-        }
+        let running = self.states.iter_mut().filter_map(|state| if let State::Running(job) = state { Some(&mut **job) } else { None });
+        end_all(&mut running.collect::<Vec<_>>());
         for state in &mut self.states {
             if !matches!(state, State::Done { .. }) {
                 *state = State::Done { status: Status::Skipped, seconds: 0.0, record: None };
             }
         }
+    }
+
+    fn running(&self) -> impl Iterator<Item = &Job> {
+        self.states.iter().filter_map(|state| if let State::Running(job) = state { Some(&**job) } else { None })
+    }
+
+    fn artifacts(&self) -> Vec<Option<Digest>> {
+        self.states.iter().map(State::artifact).collect()
     }
 
     fn results(&self) -> Vec<StageResult> {
@@ -349,59 +296,5 @@ impl<'a> Run<'a> {
 impl State {
     fn artifact(&self) -> Option<Digest> {
         if let Self::Done { record: Some(record), .. } = self { Some(record.artifact) } else { None }
-    }
-}
-
-/// The lock that says a run is alive.
-pub fn lock_name(run: &str) -> String {
-    format!("run-{run}")
-}
-
-/// Reads a child's events until it closes its output. A line that is no event is the stage's own print: kept as a log.
-fn listen(index: usize, stdout: impl std::io::Read, said: &Sender<Said>) {
-    for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-        if let Ok(event) = serde_json::from_str(&line)
-            && said.send(Said::Event(index, event)).is_err()
-        {
-            return;
-        }
-    }
-    let _ = said.send(Said::Closed(index));
-}
-
-/// Host name, processors and their kind.
-fn machine() -> String {
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let cpu = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map_or("unknown CPU", |(_, name)| name);
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    format!("{host}, {cores} × {cpu}")
-}
-
-/// Every event of a run into `events.jsonl`; the last one also as `run.json`, durably.
-pub struct RunLog {
-    file: std::sync::Mutex<File>,
-    folder: PathBuf,
-}
-
-impl RunLog {
-    /// Opens the log in a run's folder.
-    ///
-    /// # Errors
-    /// When the file cannot be made.
-    pub fn create(folder: &Path) -> Result<Self, StageError> {
-        let path = folder.join("events.jsonl");
-        let file = File::create(&path).doing(|| format!("creating {}", path.display()))?;
-        Ok(Self { file: std::sync::Mutex::new(file), folder: folder.to_owned() })
-    }
-}
-
-impl Sink for RunLog {
-    fn emit(&self, event: Event) {
-        let (Ok(mut file), Ok(line)) = (self.file.lock(), serde_json::to_string(&event)) else { return };
-        let _ = writeln!(file, "{line}");
-        if matches!(event, Event::RunFinished { .. }) {
-            let _ = durable::write_file(&self.folder.join("run.json"), line.as_bytes());
-        }
     }
 }

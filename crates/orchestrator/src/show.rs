@@ -1,14 +1,14 @@
 //! Showing what is in a store: artifacts, runs, what a pipeline has.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use artifact::event::Status;
 use artifact::{Digest, Doing, Event, Manifest, ObjectStore, StageError};
 use indicatif::{HumanBytes, HumanCount};
 
 use crate::plan::{Forecast, Plan};
-use crate::render;
+use crate::{begun, render};
 
 /// How many of an artifact's files are listed.
 const FILES_SHOWN: usize = 12;
@@ -37,10 +37,39 @@ pub fn status(plan: &Plan, store: &ObjectStore, forecasts: &[Forecast], json: bo
                 .for_each(|(name, path)| anstream::println!("  {:<width$}    {name}: {}", "", object.join(path).display()));
         }
     }
+    let last = runs(store)?.into_iter().rfind(|folder| begun::pipeline_of(&file_name(folder)) == Some(plan.name.as_str()));
+    let state = last.as_deref().map(|folder| state(store, folder)).transpose()?;
     if json {
-        print(&serde_json::json!({ "type": "status", "pipeline": plan.name, "stages": stages }))?;
+        let last_run = last.zip(state).map(|(folder, state)| serde_json::json!({ "run": file_name(&folder), "state": state }));
+        print(&serde_json::json!({ "type": "status", "pipeline": plan.name, "stages": stages, "last_run": last_run }))?;
+    } else if let Some((folder, state)) = last.zip(state) {
+        anstream::println!("\nlast run: {}, {state}", file_name(&folder));
     }
     Ok(())
+}
+
+/// Folders of all runs, the last one last: a run's name begins with its time.
+fn runs(store: &ObjectStore) -> Result<Vec<PathBuf>, StageError> {
+    let runs = store.root().join("runs");
+    let entries = fs::read_dir(&runs).doing(|| format!("listing {}", runs.display()))?.flatten();
+    let mut folders: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+    folders.sort();
+    Ok(folders)
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// How a run ended, or that it is at work.
+fn state(store: &ObjectStore, folder: &Path) -> Result<&'static str, StageError> {
+    let text = fs::read_to_string(folder.join("run.json")).unwrap_or_default();
+    Ok(match serde_json::from_str(&text) {
+        Ok(Event::RunFinished { ok: true, .. }) => "done",
+        Ok(_) => "not done",
+        Err(_) if begun::is_alive(store, &file_name(folder))? => "at work",
+        Err(_) => "killed before its end",
+    })
 }
 
 /// The one artifact whose digest begins so; none if none does.
@@ -95,25 +124,21 @@ pub fn artifact(store: &ObjectStore, digest: &Digest, json: bool) -> Result<(), 
 /// # Errors
 /// When there is none.
 pub fn last_run(store: &ObjectStore, json: bool) -> Result<(), StageError> {
-    let runs = store.root().join("runs");
-    let entries = fs::read_dir(&runs).doing(|| format!("listing {}", runs.display()))?.flatten().filter(|entry| entry.path().is_dir());
-    // A run's name begins with its time.
-    let last =
-        entries.map(|entry| entry.path()).max().ok_or_else(|| StageError::new("nothing has run on this store yet").help("episteme run"))?;
-    run(&last, json)
+    let last = runs(store)?.pop().ok_or_else(|| StageError::new("nothing has run on this store yet").help("episteme run"))?;
+    run(store, &last, json)
 }
 
 /// A run: its stages, how they ended, its metrics.
 ///
 /// # Errors
 /// When its record cannot be read.
-pub fn run(folder: &Path, json: bool) -> Result<(), StageError> {
+pub fn run(store: &ObjectStore, folder: &Path, json: bool) -> Result<(), StageError> {
     let path = folder.join("run.json");
-    let text = fs::read_to_string(&path).map_err(|_| {
-        StageError::new("this run did not come to its end")
+    let Ok(text) = fs::read_to_string(&path) else {
+        return Err(StageError::new(format!("this run has no record: it is {}", state(store, folder)?))
             .at(folder.display())
-            .help("its events so far are in events.jsonl, its stages' words in the .log files")
-    })?;
+            .help("its events so far are in events.jsonl, its stages' words in the .log files"));
+    };
     if json {
         anstream::println!("{text}");
         return Ok(());

@@ -5,16 +5,17 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use artifact::event::JsonLines;
-use artifact::object_store::Lock;
 use artifact::worker::{DONE, FAILED, INTERRUPTED, run_spec_file, stop_flag};
-use artifact::{Digest, Doing, ObjectStore, Settings, Sink, StageError};
+use artifact::{Digest, Doing, ObjectStore, Settings, Sink, StageError, durable};
 
+use crate::begun::{Begun, RunLog};
+use crate::busy::Turn;
 use crate::cli::{Cli, Global, GraphFormat, OnBusy, ScheduleVerb, Verb};
 use crate::pipeline::Pipeline;
 use crate::plan::{Forecast, Plan};
 use crate::render::{self, Summary, Tee};
-use crate::run::{Begun, Options, Run, RunLog};
-use crate::{BUSY, Failure, gc, graph, reference, registry, schedule, show};
+use crate::run::{Options, Run};
+use crate::{Failure, busy, child, gc, graph, reference, registry, schedule, show, why};
 
 /// Does what was asked; the exit code.
 pub fn act(cli: Cli) -> Result<u8, Failure> {
@@ -38,7 +39,8 @@ pub fn act(cli: Cli) -> Result<u8, Failure> {
         Verb::Schema => print_json(&reference::schema(&registry::stages())),
         Verb::Schedule { verb: ScheduleVerb::Print { files } } => schedule_print(global, files),
         Verb::Gc { dry_run } => collect_garbage(global, *dry_run),
-        Verb::Stage { spec } => Ok(run_spec_file(spec, &registry::stages(), &JsonLines::new(std::io::stdout()))),
+        Verb::Stage { parent: Some(parent), .. } if !child::die_with(*parent) => Ok(INTERRUPTED),
+        Verb::Stage { spec, .. } => Ok(run_spec_file(spec, &registry::stages(), &JsonLines::new(std::io::stdout()))),
     }
 }
 
@@ -69,9 +71,10 @@ fn run(global: &Global, file: &Path, force: bool, on_busy: OnBusy, export: Optio
     let outside = plan.outside(&settings).map_err(Failure::Asked)?;
     let store = ObjectStore::open(&global.store)?;
     let stop = stop_flag().doing(|| "installing the signal handlers".into())?;
-    let _lock = match lock(&store, &plan.name, on_busy, &|| stop.load(Ordering::Relaxed))? {
-        Ok(lock) => lock,
-        Err(code) => return Ok(code),
+    let stopped = || stop.load(Ordering::Relaxed);
+    let held = match busy::take(&store, &plan.name, on_busy, &stopped)? {
+        Turn::Ours(held) => held,
+        Turn::Leave(code) => return Ok(code),
     };
     let jobs = global.jobs.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);
     let options = Options { jobs, force, settings };
@@ -83,10 +86,11 @@ fn run(global: &Global, file: &Path, force: bool, on_busy: OnBusy, export: Optio
     if !global.json && !global.quiet {
         sinks.push(Box::new(Summary));
     }
-    let begun = Begun::new(&store, &plan.name)?;
+    let begun = Begun::new(&store, &plan.name, &stopped)?;
+    held.note(&format!("{}, process {}", begun.name, std::process::id()));
     sinks.push(Box::new(RunLog::create(&begun.folder)?));
     let sink = Tee(sinks);
-    let ended = Run::new(begun, &plan, &store, &options, &sink, &stop).finish(&outside)?;
+    let ended = Run::new(begun, &plan, &outside, &store, &options, &sink, &stop).finish();
     if let Some(folder) = export {
         copy_out(&ended.outputs, folder)?;
     }
@@ -97,40 +101,14 @@ fn run(global: &Global, file: &Path, force: bool, on_busy: OnBusy, export: Optio
     })
 }
 
-/// The pipeline's lock, or the exit code to leave with.
-fn lock(store: &ObjectStore, pipeline: &str, on_busy: OnBusy, stop: &dyn Fn() -> bool) -> Result<Result<Lock, u8>, StageError> {
-    let name = format!("pipeline-{pipeline}");
-    let locking = || format!("taking the lock of `{pipeline}`");
-    if let Some(lock) = store.try_lock(&name).doing(locking)? {
-        return Ok(Ok(lock));
-    }
-    let busy = format!("another run of `{pipeline}` is at work on {}", store.root().display());
-    match on_busy {
-        OnBusy::Wait => {
-            anstream::eprintln!("{busy}: waiting for it (--on-busy skip or fail would leave)");
-            match store.lock(&name, stop) {
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Ok(Err(INTERRUPTED)),
-                locked => locked.doing(locking).map(Ok),
-            }
-        }
-        OnBusy::Skip => {
-            anstream::eprintln!("{busy}: skipped");
-            Ok(Err(DONE))
-        }
-        OnBusy::Fail => {
-            artifact::cli::report(&StageError::new(busy).help("wait for it (--on-busy wait), or leave quietly (--on-busy skip)"));
-            Ok(Err(BUSY))
-        }
-    }
-}
-
-/// Copies named results to a folder, each under its name: a file with its ending, a folder whole.
+/// Copies named results to a folder, each under its file's name; what is there already is replaced whole.
 fn copy_out(outputs: &std::collections::BTreeMap<String, String>, folder: &Path) -> Result<(), StageError> {
     fs::create_dir_all(folder).doing(|| format!("making {}", folder.display()))?;
     for path in outputs.values().map(Path::new) {
         let target = folder.join(path.file_name().unwrap_or_default());
         let copying = || format!("copying {} to {}", path.display(), target.display());
-        artifact::durable::write_file(&target, &fs::read(path).doing(copying)?).doing(copying)?;
+        let temporary = durable::temporary_sibling(&target);
+        fs::copy(path, &temporary).and_then(|_| durable::rename(&temporary, &target)).doing(copying)?;
         anstream::eprintln!("copied to {}", target.display());
     }
     Ok(())
@@ -152,7 +130,8 @@ fn plan(global: &Global, file: &Path) -> Result<u8, Failure> {
                     Forecast::Run => ("run", None),
                     Forecast::AfterUpstream => ("after_upstream", None),
                 };
-                serde_json::json!({ "name": stage.name, "uses": stage.stage.uses(), "will": will, "artifact": artifact })
+                let why = matches!(forecast, Forecast::Run).then(|| why::runs(&plan, stage, &forecasts, &store));
+                serde_json::json!({ "name": stage.name, "uses": stage.stage.uses(), "will": will, "why": why, "artifact": artifact })
             })
             .collect();
         return print_json(&serde_json::json!({ "type": "plan", "pipeline": plan.name, "stages": stages }));
@@ -161,7 +140,7 @@ fn plan(global: &Global, file: &Path) -> Result<u8, Failure> {
     for (stage, forecast) in plan.stages.iter().zip(&forecasts) {
         let why = match forecast {
             Forecast::Cached(record) => format!("cached   {} (made by {})", record.artifact.short(), record.run),
-            Forecast::Run => "run      its config, code version or input is new here".to_owned(),
+            Forecast::Run => format!("run      {}", why::runs(&plan, stage, &forecasts, &store)),
             Forecast::AfterUpstream => "run      unless the stages before it give what they gave before".to_owned(),
         };
         anstream::println!("  {:<width$}  {why}", stage.name);
@@ -185,7 +164,7 @@ fn show_verb(global: &Global, what: Option<&str>, pipeline: &Path) -> Result<u8,
         return Ok(DONE);
     };
     if let Some(folder) = Some(store.run(what)).filter(|folder| folder.is_dir()) {
-        show::run(&folder, global.json)?;
+        show::run(&store, &folder, global.json)?;
         return Ok(DONE);
     }
     let digest = match show::by_digest(&store, what)? {

@@ -1,0 +1,187 @@
+//! One stage at work in a process of its own: its start, what it says, its end.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use artifact::object_store::{Lock, remove_tree};
+use artifact::{Digest, Doing, Event, Level, StageError, StageSpec};
+use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
+
+/// How long a stage may take to end after it was asked to; then it is killed.
+const GRACE: Duration = Duration::from_secs(10);
+/// How many lines of a failed stage's standard error are shown.
+const LAST_LINES: usize = 12;
+
+/// The running program itself, even when a build has put another one in its place meanwhile: a run is of one code version.
+const THIS_EXECUTABLE: &str = "/proc/self/exe";
+
+/// What a stage's process says, or that it said its last; with the stage's place in the plan.
+pub enum Said {
+    /// An event.
+    Event(usize, Event),
+    /// It has closed its output.
+    Closed(usize),
+}
+
+/// A stage at work.
+pub struct Job {
+    /// Its cache key.
+    pub key: Digest,
+    /// Where it makes its artifact.
+    pub staging: PathBuf,
+    /// Where it keeps what is to outlive a failure.
+    pub scratch: PathBuf,
+    /// When it began.
+    pub started: jiff::Zoned,
+    /// What it said of its failure.
+    pub error: Option<StageError>,
+    clock: Instant,
+    child: Child,
+    log: PathBuf,
+    /// Held while it works: no other run makes the same at the same time, or writes to its scratch folder.
+    _only: Lock,
+}
+
+impl Job {
+    /// Starts a stage: the same executable, the spec file that the crate's own binary takes. What it says goes to `said`.
+    ///
+    /// # Errors
+    /// When its spec or log cannot be written, or no process can be had.
+    pub fn start(spec: StageSpec, key: Digest, only: Lock, folder: &Path, index: usize, said: Sender<Said>) -> Result<Self, StageError> {
+        let name = &spec.name;
+        // No stage's name holds a dot: none of these is `run.json` or `events.jsonl`.
+        let (spec_file, log) = (folder.join(format!("{name}.spec.json")), folder.join(format!("{name}.log")));
+        let writing = || format!("writing {}", spec_file.display());
+        fs::write(&spec_file, serde_json::to_vec_pretty(&spec).doing(writing)?).doing(writing)?;
+        let stderr = File::create(&log).doing(|| format!("creating {}", log.display()))?;
+        let mut command = Command::new(THIS_EXECUTABLE);
+        command.arg("stage").arg(&spec_file).arg("--parent").arg(std::process::id().to_string());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
+        let mut child = command.spawn().doing(|| format!("starting a process for `{name}`"))?;
+        if let Some(stdout) = child.stdout.take() {
+            let name = name.clone();
+            std::thread::spawn(move || listen(index, &name, stdout, &said));
+        }
+        let scratch = spec.settings.scratch.unwrap_or_default();
+        Ok(Self {
+            key,
+            staging: spec.output,
+            scratch,
+            started: jiff::Zoned::now(),
+            error: None,
+            clock: Instant::now(),
+            child,
+            log,
+            _only: only,
+        })
+    }
+
+    /// Seconds since it began.
+    pub fn seconds(&self) -> f64 {
+        self.clock.elapsed().as_secs_f64()
+    }
+
+    /// Waits for its end; what it failed with, if it did.
+    ///
+    /// # Errors
+    /// What the stage said, or, if it said nothing, how its process ended and the last of its log.
+    pub fn end(&mut self) -> Result<(), StageError> {
+        let status = self.child.wait().doing(|| "waiting for the stage's process".into())?;
+        match (self.error.take(), status.success()) {
+            (Some(error), _) => Err(error),
+            (None, true) => Ok(()),
+            (None, false) => Err(self.died(status)),
+        }
+    }
+
+    /// A process that ended without a word of its own.
+    fn died(&self, status: ExitStatus) -> StageError {
+        let how = match (status.signal(), status.code()) {
+            (Some(9), _) => "was killed (signal 9): by hand, or by the kernel because memory ran out".to_owned(),
+            (Some(signal), _) => format!("was ended by signal {signal}"),
+            (None, code) => format!("ended with exit code {}", code.unwrap_or_default()),
+        };
+        let log = fs::read(&self.log).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().collect();
+        let mut error = StageError::new(format!("the stage's process {how}")).at(self.log.display());
+        error.causes = lines[lines.len().saturating_sub(LAST_LINES)..].iter().map(|line| (*line).to_owned()).collect();
+        error.help("finished stages are kept: run again to go on from here")
+    }
+}
+
+/// Asks all to end, waits, and kills those that do not; then removes what they were making.
+pub fn end_all(jobs: &mut [&mut Job]) {
+    for job in jobs.iter() {
+        if let Some(pid) = i32::try_from(job.child.id()).ok().and_then(Pid::from_raw) {
+            let _ = kill_process(pid, Signal::TERM);
+        }
+    }
+    let clock = Instant::now();
+    for job in jobs {
+        while matches!(job.child.try_wait(), Ok(None)) && clock.elapsed() < GRACE {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let _ = job.child.kill();
+        let _ = job.child.wait();
+        let _ = remove_tree(&job.staging);
+    }
+}
+
+/// For the stage's process: ends with its orchestrator, even when that is killed. False when it is gone already.
+pub fn die_with(parent: u32) -> bool {
+    // First the signal, then the look: whichever side of it the parent died on, one of the two tells.
+    let _ = set_parent_process_death_signal(Some(Signal::KILL));
+    i32::try_from(parent).ok().and_then(Pid::from_raw) == getppid()
+}
+
+/// Passes on what a stage says until it closes its output. A line that is no event was printed by some library: a log line.
+fn listen(index: usize, name: &str, stdout: impl std::io::Read, said: &Sender<Said>) {
+    for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
+        let event = serde_json::from_slice(&line).unwrap_or_else(|_| Event::Log {
+            stage: name.to_owned(),
+            level: Level::Info,
+            message: String::from_utf8_lossy(&line).into_owned(),
+        });
+        if said.send(Said::Event(index, event)).is_err() {
+            return;
+        }
+    }
+    let _ = said.send(Said::Closed(index));
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_is_no_event_is_passed_on_as_a_log_line_even_if_it_is_no_utf_8() {
+        let (said, hears) = std::sync::mpsc::channel();
+        let progress = r#"{"type":"progress","stage":"s","label":"l","done":1,"total":2,"unit":"rows"}"#;
+        let bytes = [progress.as_bytes(), b"\nplain\n\xff\n", progress.as_bytes()].concat();
+        listen(3, "s", bytes.as_slice(), &said);
+        drop(said);
+        let heard: Vec<String> = hears
+            .iter()
+            .map(|said| match said {
+                Said::Event(3, Event::Progress { done: 1, .. }) => "progress".into(),
+                Said::Event(3, Event::Log { message, .. }) => message,
+                Said::Closed(3) => "closed".into(),
+                _ => "something else".to_owned(),
+            })
+            .collect();
+        assert_eq!(heard, ["progress", "plain", "\u{fffd}", "progress", "closed"]);
+    }
+
+    #[test]
+    fn a_stage_whose_parent_is_gone_knows() {
+        assert!(!die_with(std::process::id()), "no process is its own parent");
+        let _ = set_parent_process_death_signal(None);
+    }
+}
