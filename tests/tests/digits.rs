@@ -26,6 +26,10 @@ fn the_default_job_reaches_98_percent_and_a_second_run_does_no_stage() {
     assert!(second.stages().values().all(|(status, _)| status == "cached"));
     assert_eq!(second.finished()["metrics"], finished["metrics"], "a cached run tells the same metrics");
     assert!(scratch.leftovers().is_empty());
+
+    let linear = scratch.episteme(&["run", &digits(), "--json", "--set", r#"stages.model.layers=["dense 10"]"#]).ok();
+    let accuracy = linear.finished()["metrics"]["test.accuracy"].as_f64();
+    assert!(accuracy.is_some_and(|accuracy| (0.7..0.92).contains(&accuracy)), "a linear model must not be enough: {accuracy:?}");
 }
 
 #[test]

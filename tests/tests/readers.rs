@@ -8,12 +8,12 @@ use episteme_tests::{SMALL, Scratch, workspace};
 use serde_json::Value;
 
 /// Runs a script of `tests/python`; its last line of output is JSON.
-fn python(script: &str, argument: &Path) -> Option<Value> {
+fn python(script: &str, arguments: &[&Path]) -> Option<Value> {
     let Some(python) = std::env::var_os("EPISTEME_PYTHON") else {
         println!("skipped: EPISTEME_PYTHON names no Python");
         return None;
     };
-    let output = Command::new(python).arg(workspace().join("tests/python").join(script)).arg(argument).output().expect("python runs");
+    let output = Command::new(python).arg(workspace().join("tests/python").join(script)).args(arguments).output().expect("python runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     Some(serde_json::from_str(text.lines().last().unwrap_or_default()).expect("a JSON line"))
@@ -31,7 +31,7 @@ fn pyarrow_duckdb_and_polars_read_the_same_images() {
     scratch.write("small.toml", SMALL);
     let finished = scratch.episteme(&["run", "small.toml", "--json"]).ok();
     for stage in ["images", "clean"] {
-        let Some(found) = python("read_dataset.py", &artifact(&scratch, &finished, stage).join("data.parquet")) else { return };
+        let Some(found) = python("read_dataset.py", &[&artifact(&scratch, &finished, stage).join("data.parquet")]) else { return };
         for reader in ["pyarrow", "duckdb", "polars"] {
             assert_eq!(found[reader]["rows"], 800, "{reader}");
             assert_eq!(found[reader]["columns"], serde_json::json!(["id", "label", "split", "image"]), "{reader}");
@@ -47,7 +47,7 @@ fn metrics_agree_with_scikit_learn_on_the_same_predictions() {
     let scratch = Scratch::new();
     scratch.write("small.toml", SMALL);
     let finished = scratch.episteme(&["run", "small.toml", "--json"]).ok();
-    let Some(theirs) = python("check_metrics.py", &artifact(&scratch, &finished, "predictions").join("predictions.parquet")) else {
+    let Some(theirs) = python("check_metrics.py", &[&artifact(&scratch, &finished, "predictions").join("predictions.parquet")]) else {
         return;
     };
     assert_eq!((&theirs["confidence_is_maximum"], &theirs["predicted_is_argmax"]), (&Value::Bool(true), &Value::Bool(true)));
@@ -65,6 +65,21 @@ fn metrics_agree_with_scikit_learn_on_the_same_predictions() {
 }
 
 #[test]
+fn the_exported_weights_give_the_same_predictions_in_numpy_and_in_pytorch() {
+    let scratch = Scratch::new();
+    scratch.write("small.toml", SMALL);
+    let finished = scratch.episteme(&["run", "small.toml", "--json"]).ok();
+    let [model, data, predictions] = ["model", "clean", "predictions"].map(|stage| artifact(&scratch, &finished, stage));
+    let Some(found) = python("check_weights.py", &[&model, &data, &predictions]) else { return };
+    assert_eq!(found["rows"], 200);
+    assert!(found["numpy"].as_f64().is_some_and(|difference| difference < 1e-4), "{found}");
+    match &found["pytorch"] {
+        Value::Null => println!("skipped: PyTorch is not installed in EPISTEME_PYTHON"),
+        difference => assert!(difference.as_f64().is_some_and(|difference| difference < 1e-4), "{found}"),
+    }
+}
+
+#[test]
 fn the_schema_accepts_every_pipeline_and_refuses_wrong_ones() {
     let scratch = Scratch::new();
     scratch.write("schema.json", scratch.episteme(&["schema"]).ok().stdout);
@@ -74,7 +89,7 @@ fn the_schema_accepts_every_pipeline_and_refuses_wrong_ones() {
     scratch.write("bad/key.toml", SMALL.replace("epochs", "epoch"));
     scratch.write("bad/type.toml", SMALL.replace("train = 600", "train = 'many'"));
     scratch.write("bad/uses.toml", SMALL.replace("store.idx", "store.idxx"));
-    let Some(found) = python("check_schema.py", scratch.path()) else { return };
+    let Some(found) = python("check_schema.py", &[scratch.path()]) else { return };
     for (file, complaint) in found.as_object().expect("an object") {
         assert_eq!(complaint.is_null(), file.starts_with("good/"), "{file}: {complaint}");
     }

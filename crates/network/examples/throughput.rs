@@ -1,11 +1,15 @@
 //! Images a second of the reference CNN (32×32×3; conv 32, pool, conv 64, pool, conv 64, dense 64, dense 10), training and forward.
 //!
-//! `RAYON_NUM_THREADS=2 cargo run --release -p episteme-network --example throughput [BATCH]` prints `name value unit` lines;
-//! the value is the median of seven rounds. The batch is 64 unless said.
+//! `RAYON_NUM_THREADS=2 cargo run --release -p episteme-network --example throughput [BATCH] [train|forward]` prints `name value unit`
+//! lines; the value is the median of seven rounds. The batch is 64 unless said.
 
 use std::time::Instant;
 
 use network::{Architecture, Batch, Input, LossOptions, Network, Normalisation, Optimiser, OptimiserConfig, Shape};
+
+/// As in the binaries.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const LAYERS: [&str; 7] = ["conv 32 3x3 relu", "pool 2", "conv 64 3x3 relu", "pool 2", "conv 64 3x3 relu", "dense 64 relu", "dense 10"];
 const IMAGES: usize = 3_200;
@@ -25,23 +29,30 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let options = LossOptions::default();
 
+    let only = std::env::args().nth(2);
+    let wanted = |what: &str| only.as_deref().is_none_or(|only| only == what);
+
     let starts: Vec<usize> = (0..IMAGES / batch).map(|index| index * batch).collect();
     let images = (starts.len() * batch) as f64;
-    let train = rate(images, || {
-        for start in &starts {
-            let range = *start..*start + batch;
-            network.train_step(Batch { input: input(range.clone()), labels: &labels[range] }, &mut optimiser, &options)?;
-        }
-        Ok(())
-    })?;
-    println!("network_train_b{batch} {train:.0} images/s");
-    let forward = rate(images, || {
-        for start in &starts {
-            network.logits(input(*start..*start + batch))?;
-        }
-        Ok(())
-    })?;
-    println!("network_forward_b{batch} {forward:.0} images/s");
+    if wanted("train") {
+        let train = rate(images, || {
+            for start in &starts {
+                let range = *start..*start + batch;
+                network.train_step(Batch { input: input(range.clone()), labels: &labels[range] }, &mut optimiser, &options)?;
+            }
+            Ok(())
+        })?;
+        println!("network_train_b{batch} {train:.0} images/s");
+    }
+    if wanted("forward") {
+        let forward = rate(images, || {
+            for start in &starts {
+                network.logits(input(*start..*start + batch))?;
+            }
+            Ok(())
+        })?;
+        println!("network_forward_b{batch} {forward:.0} images/s");
+    }
     println!("threads {} threads", rayon::current_num_threads());
     network.kernels().iter().for_each(|kernel| eprintln!("{kernel}"));
     Ok(())

@@ -5,9 +5,11 @@
 //! work on a few images on one thread; [`Conv::forward_path`] and [`Conv::backward_path`] choose how. A new kernel is a new [`ForwardPath`] or
 //! [`BackwardPath`], chosen there for the shapes it is made for.
 
+mod direct;
 mod patches;
 pub(crate) mod pooling;
 pub(crate) mod sparse;
+mod tile;
 
 use std::fmt;
 
@@ -17,7 +19,7 @@ use crate::{
     layer::{Activation, Padding},
     matmul::{Matrix, multiply},
     partition::CHUNK,
-    scratch::{Scratch, sized},
+    scratch::{Aligned, Scratch, sized},
     simd::add_rows,
 };
 
@@ -28,6 +30,8 @@ const TILE_BYTES: usize = 256 * 1024;
 /// How the outputs are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ForwardPath {
+    /// Sums stay in registers until they are pooled and activated; nothing is copied.
+    Direct,
     /// Patches are copied to rows of a matrix a tile at a time, multiplied with the weights, then pooled and activated.
     PatchesTimesWeights,
 }
@@ -35,6 +39,8 @@ pub(crate) enum ForwardPath {
 /// How the gradients are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BackwardPath {
+    /// As [`ForwardPath::Direct`], for a gradient that is dense: nothing is copied, and the input's gradient is a convolution too.
+    Direct,
     /// Two matrix products with the patches, for a gradient that is dense.
     MatrixProducts,
     /// For a pooled layer, whose gradient has at most one non-zero a window: each adds its patch to its filter's weight
@@ -45,6 +51,7 @@ pub(crate) enum BackwardPath {
 impl fmt::Display for ForwardPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            ForwardPath::Direct => "direct",
             ForwardPath::PatchesTimesWeights => "patches × weights",
         })
     }
@@ -53,6 +60,7 @@ impl fmt::Display for ForwardPath {
 impl fmt::Display for BackwardPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            BackwardPath::Direct => "direct",
             BackwardPath::MatrixProducts => "matrix products",
             BackwardPath::NonZeros => "non-zeros only",
         })
@@ -106,8 +114,8 @@ pub(crate) struct Results<'a> {
 pub(crate) struct Weights<'a> {
     /// `[patch, filters]`.
     pub(crate) by_patch: &'a [f32],
-    /// [`Conv::weights_by_filter`], where the path and an input gradient ask for them; else empty.
-    pub(crate) by_filter: &'a [f32],
+    /// [`Conv::reordered_weights`], where an input gradient is asked for; else empty.
+    pub(crate) reordered: &'a [f32],
 }
 
 /// Where the backward pass adds, for some images.
@@ -209,11 +217,26 @@ impl Conv {
     }
 
     pub(crate) fn forward_path(&self) -> ForwardPath {
-        ForwardPath::PatchesTimesWeights
+        let (_, width) = self.computed();
+        // Narrow outputs leave registers empty; the matrix product takes several images at once.
+        if self.pool <= 2 && width > 2 { ForwardPath::Direct } else { ForwardPath::PatchesTimesWeights }
     }
 
     pub(crate) fn backward_path(&self) -> BackwardPath {
-        if self.pool > 1 { BackwardPath::NonZeros } else { BackwardPath::MatrixProducts }
+        match self.forward_path() {
+            _ if self.pool > 1 => BackwardPath::NonZeros,
+            ForwardPath::Direct if self.stride == 1 => BackwardPath::Direct,
+            _ => BackwardPath::MatrixProducts,
+        }
+    }
+
+    /// The weights in the order that the path to the input's gradient reads, if it is another one.
+    pub(crate) fn reordered_weights(&self, weights: &[f32]) -> Aligned {
+        match self.backward_path() {
+            BackwardPath::NonZeros => self.weights_by_filter(weights),
+            BackwardPath::Direct => self.turned_weights(weights),
+            BackwardPath::MatrixProducts => Aligned::default(),
+        }
     }
 
     /// Whether [`Partial::weights`] is `[filters, rows, row_pitch]` in place of `[patch, filters]`.
@@ -289,6 +312,35 @@ impl Conv {
     /// What comes out for an image does not depend on the images beside it: the matrix product always has the size of a
     /// full tile.
     pub(crate) fn forward(&self, weights: &[f32], bias: &[f32], input: View<'_>, results: &mut Results<'_>, scratch: &mut Scratch) {
+        match self.forward_path() {
+            ForwardPath::Direct => self.forward_directly(weights, bias, input, results, scratch),
+            ForwardPath::PatchesTimesWeights => self.forward_products(weights, bias, input, results, scratch),
+        }
+    }
+
+    fn forward_directly(&self, weights: &[f32], bias: &[f32], input: View<'_>, results: &mut Results<'_>, scratch: &mut Scratch) {
+        let (height, _) = self.computed();
+        let len = self.output_len();
+        let part = |all: usize, image: usize| if all == 0 { 0..0 } else { image * len..(image + 1) * len };
+        for image in 0..results.output.len() / len {
+            let staged = self.staged(input, Tile { image, images: 1, row: 0, rows: height }, &mut scratch.image);
+            let (befores, winners) = (part(results.before.len(), image), part(results.winners.len(), image));
+            let mut results = Results {
+                output: &mut results.output[image * len..(image + 1) * len],
+                before: &mut results.before[befores],
+                winners: &mut results.winners[winners],
+            };
+            direct::forward(self, weights, bias, staged, &mut results);
+            if self.activation.needs_input() {
+                if !results.before.is_empty() {
+                    results.before.copy_from_slice(results.output);
+                }
+                self.activation.apply(results.output);
+            }
+        }
+    }
+
+    fn forward_products(&self, weights: &[f32], bias: &[f32], input: View<'_>, results: &mut Results<'_>, scratch: &mut Scratch) {
         let images = results.output.len() / self.output_len();
         let (height, width) = self.computed();
         let (tile_images, tile_rows) = self.tile_size();
@@ -344,17 +396,38 @@ impl Conv {
     /// overwritten.
     pub(crate) fn backward(&self, weights: Weights<'_>, kept: &Kept<'_>, gradient: &mut [f32], sums: &mut Sums<'_>, scratch: &mut Scratch) {
         match self.backward_path() {
-            BackwardPath::MatrixProducts => {
+            path @ (BackwardPath::Direct | BackwardPath::MatrixProducts) => {
                 let reference = if self.activation.needs_input() { kept.before } else { kept.output };
                 self.activation.backward(reference, gradient);
-                self.backward_products(weights.by_patch, kept.input, gradient, sums, scratch);
+                add_rows(gradient, &mut sums.partial.bias);
+                if path == BackwardPath::Direct {
+                    self.backward_directly(weights.reordered, kept.input, gradient, sums, scratch);
+                } else {
+                    self.backward_products(weights.by_patch, kept.input, gradient, sums, scratch);
+                }
             }
             BackwardPath::NonZeros => {
                 if self.activation == Activation::Relu {
                     self.activation.backward(kept.output, gradient);
                 }
-                sparse::backward(self, weights.by_filter, kept, gradient, sums, scratch);
+                sparse::backward(self, weights.reordered, kept, gradient, sums, scratch);
             }
+        }
+    }
+
+    fn backward_directly(&self, turned_weights: &[f32], input: View<'_>, gradient: &[f32], sums: &mut Sums<'_>, scratch: &mut Scratch) {
+        let turned = self.turned();
+        let (len, input_len) = (self.output_len(), self.input_len());
+        for (image, of_image) in gradient.chunks_exact(len).enumerate() {
+            let staged = self.staged(input, Tile { image, images: 1, row: 0, rows: self.out_height }, &mut scratch.image);
+            direct::add_weights_gradient(self, staged, of_image, &mut sums.partial.weights);
+            let Some(out) = sums.input.as_deref_mut() else { continue };
+            let tile = Tile { image, images: 1, row: 0, rows: turned.out_height };
+            let staged = turned.staged(View::Floats(gradient), tile, &mut scratch.gradient);
+            let zeros = sized(&mut scratch.columns, self.channels);
+            zeros.fill(0.0);
+            let mut results = Results { output: &mut out[image * input_len..][..input_len], before: &mut [], winners: &mut [] };
+            direct::forward(&turned, turned_weights, zeros, staged, &mut results);
         }
     }
 
@@ -363,7 +436,6 @@ impl Conv {
         let (height, width) = self.computed();
         let (patch, pitch, filters) = (self.patch(), self.pitch(), self.filters);
         let Scratch { image, columns, gradient: padded, .. } = scratch;
-        add_rows(gradient, &mut sums.partial.bias);
         for tile in self.tiles(images) {
             let rows = tile.images * tile.rows * width;
             let start = tile.image * self.output_len() + tile.row * width * filters;

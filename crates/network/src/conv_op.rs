@@ -81,9 +81,8 @@ fn backward(
     input_gradient: &mut [f32],
 ) -> Vec<Partial> {
     let (input_len, len) = (conv.input_len(), conv.output_len());
-    let is_wanted = conv.gradient_is_by_filter() && input.node.is_some();
-    let by_filter = if is_wanted { conv.weights_by_filter(&layer.weights) } else { Aligned::default() };
-    let weights = Weights { by_patch: &layer.weights, by_filter: by_filter.values() };
+    let reordered = if input.node.is_some() { conv.reordered_weights(&layer.weights) } else { Aligned::default() };
+    let weights = Weights { by_patch: &layer.weights, reordered: reordered.values() };
     let group = group_size(gradient.len() / len);
     let view = input.values.view();
     let input_chunks = chunks(input_gradient, group * input_len, gradient.len().div_ceil(group * len));

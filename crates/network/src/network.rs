@@ -161,6 +161,11 @@ impl Network {
     /// If the batch is empty or its sizes do not fit, a label has no logit, or an option is out of range. The network is
     /// then unchanged.
     pub fn train_step(&mut self, batch: Batch<'_>, optimiser: &mut Optimiser, options: &LossOptions) -> Result<StepReport, NetworkError> {
+        // Within the thread pool: each operation's entry into it would cost a switch of threads.
+        rayon::scope(|_| self.step(batch, optimiser, options))
+    }
+
+    fn step(&mut self, batch: Batch<'_>, optimiser: &mut Optimiser, options: &LossOptions) -> Result<StepReport, NetworkError> {
         let examples = self.check_batch(batch, options)?;
         let (flow, tape, statistics) = self.forward_op(batch.input, examples, optimiser.step())?;
         let (loss, report) = loss::forward_op(&flow, batch.labels, options, &self.device, tape)?;

@@ -205,7 +205,7 @@ fn activation() -> impl Strategy<Value = &'static str> {
 }
 
 fn conv() -> impl Strategy<Value = String> {
-    (1..20usize, 1..5usize, 1..5usize, 1..3usize, any::<bool>(), activation()).prop_map(
+    (1..40usize, 1..5usize, 1..5usize, 1..3usize, any::<bool>(), activation()).prop_map(
         |(filters, rows, columns, stride, same, activation)| {
             format!("conv {filters} {rows}x{columns} stride {stride}{}{activation}", if same { " same" } else { "" })
         },
@@ -309,7 +309,7 @@ fn check_logits(case: &Case) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 120, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
 
     #[test]
     fn logits_of_random_networks_agree_with_plain_loops(case in case().prop_filter("tame", is_tame)) {
@@ -427,5 +427,18 @@ fn dropout_passes_the_gradient_of_what_it_kept_only() {
         };
         let difference = (at(1e-2) - at(-1e-2)) / 2e-2;
         assert!((f64::from(gradient[index]) - difference).abs() < 1e-3, "{} for {difference}", gradient[index]);
+    }
+}
+
+/// The level is chosen once a process: each lesser one than this machine's gets a process of its own, which runs all tests above.
+#[test]
+fn each_instruction_set_agrees_with_plain_loops() {
+    if std::env::var_os("EPISTEME_SIMD").is_some() {
+        return;
+    }
+    for level in ["avx2", "baseline"] {
+        let mut tests = std::process::Command::new(std::env::current_exe().unwrap());
+        let output = tests.args(["reference::", "--test-threads=2"]).env("EPISTEME_SIMD", level).output().unwrap();
+        assert!(output.status.success(), "{level}: {}", String::from_utf8_lossy(&output.stdout));
     }
 }

@@ -1,5 +1,9 @@
 //! Compiles a loop for AVX-512, for AVX2 with FMA, and for the baseline, and chooses at run time.
 
+use std::sync::OnceLock;
+
+pub(crate) mod vector;
+
 /// The widest instruction set that this machine and operating system offer to our loops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Level {
@@ -11,9 +15,21 @@ pub(crate) enum Level {
     Baseline,
 }
 
-/// Detected once by the standard library and cached there.
+/// The environment variable that names a lesser level than the machine's, to compare or to test: `avx2` or `baseline`.
+const LEVEL: &str = "EPISTEME_SIMD";
+
+/// Found out once.
 #[inline]
 pub(crate) fn level() -> Level {
+    static FOUND: OnceLock<Level> = OnceLock::new();
+    *FOUND.get_or_init(|| match std::env::var(LEVEL).as_deref() {
+        Ok("baseline") => Level::Baseline,
+        Ok("avx2") if detect() == Level::Avx512 => Level::Avx2,
+        _ => detect(),
+    })
+}
+
+fn detect() -> Level {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::is_x86_feature_detected as has;

@@ -64,7 +64,7 @@ impl Conv {
     }
 
     /// The weights as `[filters, rows, row_pitch]`, with zeros behind each row.
-    pub(crate) fn weights_by_filter(&self, weights: &[f32]) -> Aligned {
+    pub(super) fn weights_by_filter(&self, weights: &[f32]) -> Aligned {
         let (row, pitch) = (self.columns * self.channels, self.row_pitch());
         let mut by_filter = Aligned::zeros(self.filters * self.rows * pitch);
         let out = by_filter.values_mut();
@@ -152,58 +152,103 @@ fn list_by_place(conv: &Conv, gradient: &[f32], winners: &[u8], lists: &mut List
     }
 }
 
-/// The most vectors whose sum is kept in registers at once.
+/// The most vectors of one row whose sum is kept in registers at once.
 const VECTORS: usize = 6;
 
-/// `sums += Σ value * source[at + skip..]` over the entries, `N` vectors long. A fused multiply-add takes four cycles, so few
-/// vectors are summed in several `WAYS`, entry by entry in turn, which add up at the end.
+/// Rows of values that are `source_line` apart in what is read and `sums_line` in what is added to; each `skip` values further on.
+#[derive(Clone, Copy)]
+struct Rows {
+    skip: usize,
+    source_line: usize,
+    sums_line: usize,
+}
+
+/// `sums[r] += Σ value * source[at + r * source_line ..]` over the entries, for `R` rows of `N` vectors. A fused multiply-add takes
+/// four cycles, so few vectors are summed in several `WAYS`, entry by entry in turn, which add up at the end.
+///
+/// # Safety
+///
+/// All rows of all entries lie within `source`.
 #[inline(always)]
-fn add_scaled_rows<const FMA: bool, const N: usize, const WAYS: usize>(entries: &[Entry], source: &[f32], skip: usize, sums: &mut [f32]) {
-    let mut totals = [[[0.0f32; LANES]; N]; WAYS];
+unsafe fn add_scaled_rows<const FMA: bool, const R: usize, const N: usize, const WAYS: usize>(
+    entries: &[Entry],
+    source: &[f32],
+    rows: Rows,
+    sums: &mut [f32],
+) {
+    let mut totals = [[[[0.0f32; LANES]; N]; R]; WAYS];
     let (turns, rest) = entries.as_chunks::<WAYS>();
     for turn in turns {
-        for (entry, total) in turn.iter().zip(&mut totals) {
-            add_entry::<FMA, N>(entry, source, skip, total);
+        for (entry, totals) in turn.iter().zip(&mut totals) {
+            // SAFETY: as the caller says.
+            unsafe { add_entry::<FMA, R, N>(entry, source, rows, totals) };
         }
     }
     for entry in rest {
-        add_entry::<FMA, N>(entry, source, skip, &mut totals[0]);
+        // SAFETY: as above.
+        unsafe { add_entry::<FMA, R, N>(entry, source, rows, &mut totals[0]) };
     }
-    for total in &totals {
-        for (sums, total) in sums[..N * LANES].as_chunks_mut::<LANES>().0.iter_mut().zip(total) {
-            for lane in 0..LANES {
-                sums[lane] += total[lane];
+    for row in 0..R {
+        let sums = sums[rows.skip + row * rows.sums_line..][..N * LANES].as_chunks_mut::<LANES>().0;
+        for totals in &totals {
+            for (sums, total) in sums.iter_mut().zip(&totals[row]) {
+                for (sum, total) in sums.iter_mut().zip(total) {
+                    *sum += *total;
+                }
             }
         }
     }
 }
 
+/// # Safety
+///
+/// As [`add_scaled_rows`].
 #[inline(always)]
-fn add_entry<const FMA: bool, const N: usize>(entry: &Entry, source: &[f32], skip: usize, total: &mut [[f32; LANES]; N]) {
-    let from = source[entry.at as usize + skip..][..N * LANES].as_chunks::<LANES>().0;
-    for (total, from) in total.iter_mut().zip(from) {
-        for lane in 0..LANES {
-            total[lane] = multiply_add::<FMA>(entry.value, from[lane], total[lane]);
+unsafe fn add_entry<const FMA: bool, const R: usize, const N: usize>(
+    entry: &Entry,
+    source: &[f32],
+    rows: Rows,
+    totals: &mut [[[f32; LANES]; N]; R],
+) {
+    for (row, total) in totals.iter_mut().enumerate() {
+        let at = entry.at as usize + rows.skip + row * rows.source_line;
+        debug_assert!(at + N * LANES <= source.len());
+        // SAFETY: as the caller says.
+        let from = unsafe { &*source.as_ptr().add(at).cast::<[[f32; LANES]; N]>() };
+        for (total, from) in total.iter_mut().zip(from) {
+            for (total, from) in total.iter_mut().zip(from) {
+                *total = multiply_add::<FMA>(entry.value, *from, *total);
+            }
         }
     }
 }
 
-/// The same for a row of any number of vectors.
+/// The same for `R` rows of any number of vectors, `pitch` values in all.
+///
+/// # Safety
+///
+/// As [`add_scaled_rows`].
 #[inline(always)]
-fn add_scaled<const FMA: bool>(entries: &[Entry], source: &[f32], skip: usize, sums: &mut [f32]) {
-    let mut done = 0;
-    while done < sums.len() {
-        let vectors = ((sums.len() - done) / LANES).min(VECTORS);
-        let (skip, sums) = (skip + done, &mut sums[done..]);
-        match vectors {
-            1 => add_scaled_rows::<FMA, 1, 4>(entries, source, skip, sums),
-            2 => add_scaled_rows::<FMA, 2, 2>(entries, source, skip, sums),
-            3 => add_scaled_rows::<FMA, 3, 2>(entries, source, skip, sums),
-            4 => add_scaled_rows::<FMA, 4, 1>(entries, source, skip, sums),
-            5 => add_scaled_rows::<FMA, 5, 1>(entries, source, skip, sums),
-            _ => add_scaled_rows::<FMA, VECTORS, 1>(entries, source, skip, sums),
+unsafe fn add_scaled<const FMA: bool, const R: usize>(
+    entries: &[Entry],
+    source: &[f32],
+    (source_line, sums_line): (usize, usize),
+    pitch: usize,
+    sums: &mut [f32],
+) {
+    for skip in (0..pitch).step_by(VECTORS * LANES) {
+        let rows = Rows { skip, source_line, sums_line };
+        // SAFETY: as the caller says.
+        unsafe {
+            match ((pitch - skip) / LANES).min(VECTORS) {
+                1 => add_scaled_rows::<FMA, R, 1, 4>(entries, source, rows, sums),
+                2 => add_scaled_rows::<FMA, R, 2, 2>(entries, source, rows, sums),
+                3 => add_scaled_rows::<FMA, R, 3, 2>(entries, source, rows, sums),
+                4 => add_scaled_rows::<FMA, R, 4, 1>(entries, source, rows, sums),
+                5 => add_scaled_rows::<FMA, R, 5, 1>(entries, source, rows, sums),
+                _ => add_scaled_rows::<FMA, R, VECTORS, 1>(entries, source, rows, sums),
+            }
         }
-        done += vectors * LANES;
     }
 }
 
@@ -212,9 +257,16 @@ for_each_level! {
     fn add_patches(lists: &Lists, image: &[f32], filters: usize, rows: usize, pitch: usize, line: usize, weights_gradient: &mut [f32]) {
         for filter in 0..filters {
             let entries = lists.list(filter);
-            for row in 0..rows {
-                let sums = &mut weights_gradient[(filter * rows + row) * pitch..][..pitch];
-                add_scaled::<FMA>(entries, image, row * line, sums);
+            let sums = &mut weights_gradient[filter * rows * pitch..][..rows * pitch];
+            // SAFETY: the lists hold corners of patches, whose rows lie within the image and the vector of zeros behind it.
+            unsafe {
+                if rows == 3 {
+                    add_scaled::<FMA, 3>(entries, image, (line, pitch), pitch, sums);
+                } else {
+                    for row in 0..rows {
+                        add_scaled::<FMA, 1>(entries, &image[row * line..], (0, 0), pitch, &mut sums[row * pitch..]);
+                    }
+                }
             }
         }
     }
@@ -236,8 +288,9 @@ for_each_level! {
                 let (pixel, place) = (list / window, list % window);
                 let y = pixel / conv.out_width * conv.pool + place / conv.pool;
                 let x = pixel % conv.out_width * conv.pool + place % conv.pool;
-                let sums = &mut image_gradient[corner(conv, y, x) + row * line..][..pitch];
-                add_scaled::<FMA>(entries, weights_by_filter, row * pitch, sums);
+                let sums = &mut image_gradient[corner(conv, y, x) + row * line..];
+                // SAFETY: the lists hold the beginnings of filters, each of which has this row.
+                unsafe { add_scaled::<FMA, 1>(entries, &weights_by_filter[row * pitch..], (0, 0), pitch, sums) };
             }
         }
     }
