@@ -86,6 +86,34 @@ fn wait_until_no_child_writes(scratch: &Scratch) {
 }
 
 #[test]
+fn a_training_that_is_killed_again_and_again_ends_with_the_same_bytes() {
+    let small = SMALL.replace("epochs = 2", "epochs = 4\nbatch = 16\naverage = 0.9\naugment = { flip = \"random\", crop = 2, cutout = 4 }");
+    let small = small.replace("\"dense 10\"]", "\"dropout 0.2\", \"dense 10\"]\ncheckpoint = { steps = 1 }");
+    let undisturbed = Scratch::new();
+    undisturbed.write("small.toml", &small);
+    let expected = undisturbed.episteme(&["run", "small.toml", "--json"]).ok().stages();
+
+    let scratch = Scratch::new();
+    scratch.write("small.toml", &small);
+    let (mut killed, mut resumed) = (0, 0);
+    for delay in [30, 80, 50, 120, 70] {
+        let Some(mut child) = start_until(&scratch, "model") else { break };
+        std::thread::sleep(Duration::from_millis(delay));
+        children(child.id()).into_iter().for_each(kill);
+        kill(child.id() as i32);
+        killed += usize::from(!child.wait().expect("it ends").success());
+        wait_until_no_child_writes(&scratch);
+    }
+    let finished = scratch.episteme(&["run", "small.toml", "--json"]).ok();
+    resumed += usize::from(finished.stdout.contains("goes on from a checkpoint"));
+    assert!(killed >= 2, "only {killed} trainings were killed");
+    assert_eq!(resumed, 1, "the last training began anew");
+    assert_eq!(finished.stages()["model"].1, expected["model"].1);
+    assert_eq!(finished.stages()["predictions"].1, expected["predictions"].1);
+    assert_eq!(scratch.leftovers(), Vec::<std::path::PathBuf>::new(), "the checkpoint goes with the training");
+}
+
+#[test]
 fn ctrl_c_ends_with_130_and_leaves_nothing_half_made() {
     let scratch = Scratch::new();
     scratch.write("small.toml", SMALL.replace("epochs = 2", "epochs = 2000"));

@@ -15,13 +15,108 @@ use super::{Done, binary, build, output, root};
 pub(super) fn bench(args: &[String]) -> Done {
     build(&["--package", "episteme-orchestrator"])?;
     match args.first().map(String::as_str) {
+        Some("learn") => learn(),
         Some("mnist") => mnist(),
         Some("orchestrator") => orchestrator(),
         _ => {
-            eprintln!("cargo xtask bench mnist | orchestrator");
+            eprintln!("cargo xtask bench learn | mnist | orchestrator");
             Err(2)
         }
     }
+}
+
+/// The networks that are timed: a name, the shape of an image, the layers.
+const NETWORKS: [(&str, &str, &[&str]); 7] = [
+    (
+        "reference",
+        "32x32x3",
+        &["conv 32 3x3 relu", "pool 2", "conv 64 3x3 relu", "pool 2", "conv 64 3x3 relu", "dense 64 relu", "dense 10"],
+    ),
+    ("grey", "28x28x1", &["conv 32 3x3 relu", "pool 2", "conv 64 3x3 relu", "pool 2", "conv 64 3x3 relu", "dense 64 relu", "dense 10"]),
+    ("same", "32x32x3", &["conv 32 3x3 same relu", "pool 2", "conv 64 3x3 same relu", "pool 2", "conv 64 3x3 same relu", "dense 10"]),
+    ("strides", "32x32x3", &["conv 32 3x3 stride 2 same relu", "conv 64 3x3 stride 2 same relu", "conv 64 3x3 relu", "dense 10"]),
+    ("five", "32x32x3", &["conv 32 5x5 relu", "pool 2", "conv 64 5x5 relu", "pool 2", "dense 64 relu", "dense 10"]),
+    ("odd", "32x32x3", &["conv 20 3x3 relu", "pool 2", "conv 50 3x3 relu", "pool 2", "conv 75 3x3 relu", "dense 10"]),
+    (
+        "batchnorm",
+        "32x32x3",
+        &[
+            "conv 32 3x3 same",
+            "pool 2",
+            "batchnorm gelu",
+            "conv 32 3x3 same",
+            "batchnorm gelu",
+            "conv 64 3x3 same",
+            "pool 2",
+            "batchnorm gelu",
+            "conv 64 3x3 same",
+            "batchnorm gelu",
+            "conv 128 3x3 same",
+            "pool 2",
+            "batchnorm gelu",
+            "globalpool",
+            "dense 10",
+        ],
+    ),
+];
+
+/// Training and forward speed of several networks beside PyTorch and ONNX Runtime, and of the reference beside the shared scripts. Ours and
+/// the peer's take turns, three times; the median of each is printed, so that a machine that is busy now and then is so for both.
+fn learn() -> Done {
+    super::run(super::cargo().args(["build", "--release", "--package", "episteme-network", "--example", "throughput"]))?;
+    print!("{}", output(&mut throughput("2"))?);
+    for (name, shape, layers) in NETWORKS {
+        let batches: &[&str] = if name == "reference" { &["1", "64", "256", "1024"] } else { &["64"] };
+        compare(name, shape, "64", "train", layers)?;
+        batches.iter().try_for_each(|batch| compare(name, shape, batch, "forward", layers))?;
+    }
+    for threads in ["1", "2"] {
+        let (_, shape, layers) = NETWORKS[0];
+        let said = output(throughput(threads).args([shape, "64", "train"]).args(layers))?;
+        print!("threads_{threads} {said}");
+    }
+    for script in [&["keras_cnn.py"][..], &["torch_cnn.py", "eager"], &["torch_cnn.py", "compile"]] {
+        let Some(mut command) = peer(script[0]) else { continue };
+        print!("{}", output(command.args(&script[1..]))?);
+    }
+    Ok(())
+}
+
+fn throughput(threads: &str) -> Command {
+    let mut command = Command::new(binary("examples/throughput"));
+    command.env("RAYON_NUM_THREADS", threads);
+    command
+}
+
+/// One network at one batch size: ours and the peer's in turns.
+fn compare(name: &str, shape: &str, batch: &str, mode: &str, layers: &[&str]) -> Done {
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        ours.push(value(&output(throughput("2").args([shape, batch, mode]).args(layers))?));
+        let mut peer = Command::new(env::var_os("EPISTEME_PEER_PYTHON").unwrap_or_else(|| "python3".into()));
+        peer.arg(root().join("xtask/peers/network.py")).args([shape, batch, mode]).args(layers).env("T", "2");
+        theirs.extend(output(&mut peer).ok().map(|said| value(&said)));
+    }
+    let middle = |values: &mut Vec<f64>| {
+        values.sort_by(f64::total_cmp);
+        values.get(values.len() / 2).copied()
+    };
+    let ours = middle(&mut ours).unwrap_or_default();
+    println!("episteme_{name}_{mode}_b{batch} {ours:.0} images/s");
+    let peer = if mode == "train" { "pytorch" } else { "ort" };
+    match middle(&mut theirs) {
+        Some(theirs) => {
+            println!("{peer}_{name}_{mode}_b{batch} {theirs:.0} images/s");
+            println!("{name}_{mode}_b{batch}_over_{peer} {:.2} times", ours / theirs);
+        }
+        None => println!("# {peer} is not to be had in EPISTEME_PEER_PYTHON: only ours is measured"),
+    }
+    Ok(())
+}
+
+/// The number of a `name value unit` line.
+fn value(said: &str) -> f64 {
+    said.lines().last().and_then(|line| line.split(' ').nth(1)?.parse().ok()).unwrap_or_default()
 }
 
 /// Raw IDX files to predictions: the whole job, wall clock, and the same as a Keras user writes it. `EPISTEME_MIRROR` has the data.

@@ -15,7 +15,7 @@ const HELP: &str = "cargo xtask VERB
   test [ARGS]       builds all binaries and runs all tests; ARGS go to `cargo test`
   ci                what must hold of every commit: fmt, clippy, docs, current reference, tests
   docs              writes docs/pipeline-reference.md anew from the config types
-  bench NAME        measures and prints `name value unit` lines: mnist, orchestrator
+  bench NAME        measures and prints `name value unit` lines: learn, mnist, orchestrator
 ";
 
 fn main() -> ExitCode {

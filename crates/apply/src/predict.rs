@@ -8,6 +8,7 @@ use arrow::datatypes::{DataType, Field, Schema};
 use artifact::{Doing, InputRef, Kind, Outcome, RunContext, Stage, StageError, StageName};
 use dataset::{Split, table};
 use network::metrics::{Metrics, argmax};
+use network::{Input, Normalisation, Shape};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +27,26 @@ pub struct Predict {
     /// Which split of the data is judged; data without splits is judged whole.
     #[serde(default)]
     pub split: Scope,
+    /// Whether images are judged in several views, whose probabilities are averaged.
+    #[serde(default, skip_serializing_if = "Views::is_one")]
+    pub views: Views,
+}
+
+/// In which views an image is judged (test-time augmentation).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Views {
+    /// As it is.
+    #[default]
+    One,
+    /// As it is and mirrored left to right: twice the time, for data whose sides mean the same.
+    Flip,
+}
+
+impl Views {
+    fn is_one(&self) -> bool {
+        *self == Self::One
+    }
 }
 
 /// Which rows are judged.
@@ -86,7 +107,7 @@ impl Stage for Predict {
                 .at(data.path.display())
                 .help("choose another `split`, or \"all\""));
         }
-        let probabilities = judge(&knowledge, &examples, &rows, context)?;
+        let probabilities = judge(&knowledge, &examples, &rows, self.views, context)?;
         write(&knowledge.classes, &examples, &rows, &probabilities, context)?;
         let metrics = measure(&knowledge.classes, &examples, &rows, &probabilities, context);
         let path = context.output().join("metrics.json");
@@ -111,7 +132,7 @@ impl Predict {
 }
 
 /// The probability of each class: `[rows, classes]`.
-fn judge(knowledge: &Knowledge, examples: &Examples, rows: &[usize], context: &RunContext) -> Result<Vec<f32>, StageError> {
+fn judge(knowledge: &Knowledge, examples: &Examples, rows: &[usize], views: Views, context: &RunContext) -> Result<Vec<f32>, StageError> {
     let progress = context.progress("examples", Some(rows.len() as u64), "examples");
     let mut gathered = Gathered::default();
     let mut probabilities = Vec::with_capacity(rows.len() * knowledge.classes.len());
@@ -119,10 +140,37 @@ fn judge(knowledge: &Knowledge, examples: &Examples, rows: &[usize], context: &R
     for batch in rows.chunk_by(follows).flat_map(|run| run.chunks(BATCH)) {
         context.check_stop()?;
         let input = examples.gather(batch, &mut gathered)?;
-        probabilities.extend(knowledge.network.probabilities(input).doing(|| "judging examples".into())?);
+        let mut judged = knowledge.network.probabilities(input).doing(|| "judging examples".into())?;
+        if views == Views::Flip {
+            let mirrored = mirrored(input, knowledge.shape())?;
+            let other = knowledge.network.probabilities(mirrored.as_input()).doing(|| "judging mirrored examples".into())?;
+            judged.iter_mut().zip(other).for_each(|(one, other)| *one = 0.5 * (*one + other));
+        }
+        probabilities.extend(judged);
         progress.add(batch.len() as u64);
     }
     Ok(probabilities)
+}
+
+/// Images left side right.
+struct Mirrored<'a> {
+    bytes: Vec<u8>,
+    normalisation: &'a Normalisation,
+}
+
+impl Mirrored<'_> {
+    fn as_input(&self) -> Input<'_> {
+        Input::Pixels { bytes: &self.bytes, normalisation: self.normalisation }
+    }
+}
+
+fn mirrored(input: Input<'_>, shape: Shape) -> Result<Mirrored<'_>, StageError> {
+    let (Input::Pixels { bytes, normalisation }, Shape::Image { width, channels, .. }) = (input, shape) else {
+        return Err(StageError::new("`views = \"flip\"` mirrors images, and the model takes rows of features").help("take `views` out"));
+    };
+    let lines = bytes.chunks_exact(width * channels);
+    let bytes = lines.flat_map(|line| line.chunks_exact(channels).rev().flatten().copied()).collect();
+    Ok(Mirrored { bytes, normalisation })
 }
 
 fn write(classes: &[String], examples: &Examples, rows: &[usize], probabilities: &[f32], context: &RunContext) -> Result<(), StageError> {
@@ -182,4 +230,20 @@ fn measure(classes: &[String], examples: &Examples, rows: &[usize], probabilitie
         ));
     }
     (!labels.is_empty()).then(|| Metrics::of(classes, &labels, &judged))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_mirrored_image_has_its_columns_in_the_other_order_and_its_channels_in_the_same() {
+        let normalisation = Normalisation::unit(2);
+        let bytes: Vec<u8> = (0..12).collect();
+        let shape = Shape::Image { height: 2, width: 3, channels: 2 };
+        let found = mirrored(Input::Pixels { bytes: &bytes, normalisation: &normalisation }, shape).unwrap().bytes;
+        assert_eq!(found, [4, 5, 2, 3, 0, 1, 10, 11, 8, 9, 6, 7]);
+        assert!(mirrored(Input::Floats(&[1.0]), Shape::Features(1)).is_err());
+    }
 }

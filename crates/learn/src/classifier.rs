@@ -5,8 +5,10 @@ use network::{Architecture, LayerSpec, LossOptions, OptimiserConfig, Shape};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::augment::Augmentation;
 use crate::examples::Examples;
 use crate::model::Model;
+use crate::schedule::Schedule;
 use crate::training;
 
 /// Trains a network to tell classes apart. The best epoch on the validation split is kept; f goes into the model.
@@ -33,9 +35,29 @@ pub struct Classifier {
     /// The optimiser: `{ name = "adam", learning_rate = 0.001 }`, `{ name = "sgd", learning_rate = 0.05, momentum = 0.9 }`.
     #[serde(default)]
     pub optimiser: OptimiserConfig,
-    /// How the learning rate goes on from the optimiser's: `constant`, or `cosine`, down to zero at the end of the last epoch.
+    /// How the learning rate goes on from the optimiser's: `constant`, `linear` or `cosine` down to zero, `step` (tenfold down twice), or
+    /// `one_cycle` (up, then down).
     #[serde(default)]
     pub schedule: Schedule,
+    /// Share of all steps during which the learning rate rises, from 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm_up: Option<f64>,
+    /// How train images are varied: `{ flip = "alternating", crop = 2, cutout = 8 }`.
+    #[serde(default, skip_serializing_if = "Augmentation::is_off")]
+    pub augment: Augmentation,
+    /// Scales gradients down whose norm is greater.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_norm: Option<f64>,
+    /// Parts of a batch that pass one after the other, for batches larger than memory.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub accumulate: usize,
+    /// Keeps an exponential moving average of the weights, judges it and gives it to the model: the share that a step leaves of it, such as
+    /// 0.999.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub average: Option<f32>,
+    /// How often the state is saved that an interrupted training goes on from; has no bearing on the result.
+    #[serde(default, skip_serializing_if = "Checkpoint::is_usual")]
+    pub checkpoint: Checkpoint,
     /// How classes weigh in the loss: `none` (every example alike) or `balanced` (every class alike, for rare classes).
     #[serde(default)]
     pub class_weights: ClassWeights,
@@ -63,24 +85,33 @@ fn batch() -> usize {
     64
 }
 
-/// How the learning rate goes on.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Schedule {
-    /// It stays.
-    #[default]
-    Constant,
-    /// Half a cosine from the optimiser's rate to zero (Loshchilov and Hutter 2017, equation 5, one period).
-    Cosine,
+fn one() -> usize {
+    1
+}
+fn is_one(parts: &usize) -> bool {
+    *parts == 1
 }
 
-impl Schedule {
-    /// The rate of a step, from the first one's; `done` is the share of all steps that are done.
-    pub fn rate(self, first: f64, done: f64) -> f64 {
-        match self {
-            Self::Constant => first,
-            Self::Cosine => first * 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
-        }
+/// When to save the state of a training.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Checkpoint {
+    /// Minutes from one to the next.
+    pub minutes: f64,
+    /// Steps from one to the next, besides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self { minutes: 1.0, steps: None }
+    }
+}
+
+impl Checkpoint {
+    fn is_usual(&self) -> bool {
+        *self == Self::default()
     }
 }
 
@@ -158,6 +189,13 @@ impl Classifier {
             "features",
             "an example is an image or a row of features: state one of them",
         );
+        needs(self.warm_up.is_none_or(|share| (0.0..=1.0).contains(&share)), "warm_up", "`warm_up` must be from 0 to 1");
+        needs(self.clip_norm.is_none_or(|norm| norm > 0.0 && norm.is_finite()), "clip_norm", "`clip_norm` must be above 0");
+        needs((1..=self.batch.max(1)).contains(&self.accumulate), "accumulate", "`accumulate` must be from 1 to `batch`");
+        needs(self.average.is_none_or(|decay| (0.0..1.0).contains(&decay)), "average", "`average` must be from 0 to below 1");
+        needs(self.checkpoint.steps != Some(0), "checkpoint.steps", "`steps` must be at least 1");
+        needs((0.0..1e6).contains(&self.checkpoint.minutes), "checkpoint.minutes", "`minutes` must be 0 or above");
+        problems.extend(self.augment.check());
         if let Err(error) = self.optimiser.check() {
             problems.push(ConfigProblem::at("optimiser", error.to_string()));
         }
@@ -198,6 +236,9 @@ impl Stage for Classifier {
             return Err(StageError::new(format!("the config says that an example is {declared}, and the data's are {}", examples.shape()))
                 .at(input.path.display())
                 .help("correct `image` or `features`, or leave it out"));
+        }
+        if !self.augment.is_off() && matches!(examples.shape(), Shape::Features(_)) {
+            return Err(StageError::new("`augment` varies images, and the data are rows of features").help("take `augment` out"));
         }
         let architecture = Architecture { input: examples.shape(), layers: self.layers.clone() };
         self.check_classes(&architecture, &examples)?;

@@ -7,7 +7,10 @@ use arrow::datatypes::Float32Type;
 use artifact::StageError;
 use dataset::{DATA_FILE, Images, Split, table};
 use network::{Input, Normalisation, Shape};
+use rayon::prelude::*;
 use transform::Fitted;
+
+use crate::augment::Augmentation;
 
 /// Labelled examples of a processed dataset, by split.
 pub struct Examples {
@@ -22,8 +25,23 @@ pub struct Examples {
 }
 
 enum Values {
-    Pixels { images: Images, normalisation: Normalisation },
+    /// `fill` is the mean colour.
+    Pixels {
+        images: Images,
+        normalisation: Normalisation,
+        fill: Vec<u8>,
+    },
     Floats(Vec<f32>),
+}
+
+/// How train images shall look in an epoch.
+pub struct Look<'a> {
+    /// What is done to them.
+    pub augmentation: &'a Augmentation,
+    /// Of the training.
+    pub seed: u64,
+    /// From 1.
+    pub epoch: u32,
 }
 
 /// Where a batch is gathered; kept from batch to batch.
@@ -52,7 +70,10 @@ impl Examples {
                 let labels: Vec<Option<String>> = rows.clone().map(|row| images.label(row).map(str::to_owned)).collect();
                 let splits = rows.map(|row| images.split(row)).collect();
                 let normalisation = Normalisation { scale: transform.scale(), shift: transform.shift() };
-                (Values::Pixels { images, normalisation }, shape, labels, splits)
+                // Where the scaled value is zero.
+                let fill =
+                    normalisation.scale.iter().zip(&normalisation.shift).map(|(scale, shift)| (-shift / scale).round() as u8).collect();
+                (Values::Pixels { images, normalisation, fill }, shape, labels, splits)
             }
             Fitted::Table(transform) => {
                 let names = transform.feature_names();
@@ -114,18 +135,23 @@ impl Examples {
         self.labels[row]
     }
 
-    /// Gathers these rows, example after example.
-    pub fn gather<'a>(&'a self, rows: &[usize], into: &'a mut Gathered) -> (Input<'a>, &'a [u32]) {
+    /// Gathers these rows, example after example; images with that look, if there is one.
+    pub fn gather<'a>(&'a self, rows: &[usize], look: Option<&Look<'_>>, into: &'a mut Gathered) -> (Input<'a>, &'a [u32]) {
         into.labels.clear();
         into.labels.extend(rows.iter().map(|row| self.labels[*row]));
         let size = self.shape.len();
         match &self.values {
-            Values::Pixels { images, normalisation } => {
-                into.bytes.clear();
-                // A processed dataset holds no corrupt image; were there one, its place would be black.
-                let black = vec![0; if images.len() < rows.len() { size } else { 0 }];
-                rows.iter().for_each(|row| into.bytes.extend_from_slice(images.pixels(*row).unwrap_or(&black)));
+            Values::Pixels { images, normalisation, fill } => {
                 into.bytes.resize(rows.len() * size, 0);
+                let shape = images.shape();
+                let shape = (shape.height, shape.width, shape.channels);
+                let look = look.filter(|look| !look.augmentation.is_off());
+                into.bytes.par_chunks_exact_mut(size).zip(rows).for_each(|(out, row)| match (images.pixels(*row), look) {
+                    (Some(pixels), Some(look)) => look.augmentation.apply(pixels, shape, fill, (look.seed, look.epoch, *row), out),
+                    (Some(pixels), None) => out.copy_from_slice(pixels),
+                    // A processed dataset holds no corrupt image; were there one, its place would be black.
+                    (None, _) => out.fill(0),
+                });
                 (Input::Pixels { bytes: &into.bytes, normalisation }, &into.labels)
             }
             Values::Floats(values) => {

@@ -1,14 +1,18 @@
-//! The training loop: epochs of shuffled batches, validation after each, the best kept.
+//! The training loop: epochs of shuffled batches, validation after each, the best kept. What is interrupted goes on from its
+//! last checkpoint.
+
+use std::time::{Duration, Instant};
 
 use artifact::{RunContext, StageError};
 use network::metrics::Metrics;
-use network::{Architecture, Batch, LossOptions, Network, NetworkError, Optimiser, Snapshot};
+use network::{Architecture, Batch, LossOptions, Network, NetworkError, Optimiser, Snapshot, StepReport};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_pcg::Pcg64;
 
+use crate::checkpoint::{Checkpoints, Standing, State};
 use crate::classifier::{Classifier, Keep, Watch};
-use crate::examples::{Examples, Gathered};
+use crate::examples::{Examples, Gathered, Look};
 use crate::model::{Epoch, Measured};
 
 /// Examples judged at once; has no bearing on the result.
@@ -37,38 +41,14 @@ pub fn train(
     loss: &LossOptions,
     context: &RunContext,
 ) -> Result<Trained, StageError> {
-    let mut network = Network::new(architecture, config.seed()).map_err(failed)?;
-    let mut optimiser = Optimiser::new(&config.optimiser, &network).map_err(failed)?;
+    let mut training = Training::new(config, architecture, examples, loss, context)?;
     let judged = judged_rows(examples, context);
-    let mut history: Vec<Epoch> = Vec::new();
-    let mut best: Option<(f64, u32, Snapshot)> = None;
-    for epoch in 1..=config.epochs {
-        let train = one_epoch(config, epoch, &mut network, &mut optimiser, examples, loss, context)?;
-        let metrics = judge(&network, examples, judged)?;
-        let validation = Measured { loss: metrics.log_loss, accuracy: metrics.accuracy, macro_f1: Some(metrics.macro_f1) };
-        tell(context, epoch, &train, &validation);
-        let score = match config.watch {
-            Watch::Accuracy => metrics.accuracy,
-            Watch::MacroF1 => metrics.macro_f1,
-            Watch::Loss => -metrics.log_loss,
-        };
-        if best.as_ref().is_none_or(|(best, ..)| score > *best) {
-            best = Some((score, epoch, network.snapshot()));
-        }
-        history.push(Epoch { epoch, train, validation });
-        let best_epoch = best.as_ref().map_or(epoch, |(_, epoch, _)| *epoch);
-        if config.early_stopping.is_some_and(|stop| epoch - best_epoch >= stop.patience) {
-            context.info(format!("stopped after epoch {epoch}: no better since epoch {best_epoch}"));
-            break;
-        }
+    while !training.is_over() {
+        let train = training.one_epoch()?;
+        let metrics = training.judge(judged)?;
+        training.note(train, &metrics);
     }
-    let mut kept = history.len() as u32;
-    if let (Keep::Best, Some((_, epoch, snapshot))) = (config.keep, &best) {
-        network.restore(snapshot).map_err(failed)?;
-        kept = *epoch;
-    }
-    let metrics = judge(&network, examples, judged)?;
-    Ok(Trained { network, history, kept, metrics })
+    training.end(judged)
 }
 
 /// The rows that tell how good an epoch is.
@@ -80,54 +60,189 @@ fn judged_rows<'e>(examples: &'e Examples, context: &RunContext) -> &'e [usize] 
     examples.validation()
 }
 
-/// Goes through the train split once, in an order of its own.
-fn one_epoch(
-    config: &Classifier,
-    epoch: u32,
-    network: &mut Network,
-    optimiser: &mut Optimiser,
-    examples: &Examples,
-    loss: &LossOptions,
-    context: &RunContext,
-) -> Result<Measured, StageError> {
-    let mut rows = examples.train().to_vec();
-    rows.shuffle(&mut Pcg64::seed_from_u64(config.seed().wrapping_add(u64::from(epoch).wrapping_mul(0x9E37_79B9_7F4A_7C15))));
-    let progress = context.progress(format!("epoch {epoch} of {}", config.epochs), Some(rows.len() as u64), "examples");
-    let mut gathered = Gathered::default();
-    let (mut losses, mut correct) = (0.0, 0);
-    let steps = rows.len().div_ceil(config.batch);
-    let all_steps = (steps * config.epochs as usize) as f64;
-    for (step, batch) in rows.chunks(config.batch).enumerate() {
-        context.check_stop()?;
-        let done = ((epoch as usize - 1) * steps + step) as f64 / all_steps;
-        optimiser.set_learning_rate(config.schedule.rate(config.optimiser.learning_rate(), done));
-        let (input, labels) = examples.gather(batch, &mut gathered);
-        let step = network.train_step(Batch { input, labels }, optimiser, loss).map_err(failed)?;
-        if !step.loss.is_finite() {
-            return Err(StageError::new(format!("the loss became {} in epoch {epoch}: the training has come apart", step.loss)).help(
-                format!(
-                    "lower the learning rate, which is {}, tenfold: `optimiser = {{ name = \"adam\", learning_rate = … }}`",
-                    optimiser.learning_rate()
-                ),
-            ));
-        }
-        losses += f64::from(step.loss) * batch.len() as f64;
-        correct += step.correct;
-        progress.add(batch.len() as u64);
-    }
-    let count = rows.len() as f64;
-    Ok(Measured { loss: losses / count, accuracy: correct as f64 / count, macro_f1: None })
+struct Training<'a> {
+    config: &'a Classifier,
+    examples: &'a Examples,
+    loss: &'a LossOptions,
+    context: &'a RunContext<'a>,
+    checkpoints: Option<Checkpoints>,
+    last_checkpoint: Instant,
+    state: State,
 }
 
-fn judge(network: &Network, examples: &Examples, rows: &[usize]) -> Result<Metrics, StageError> {
-    let mut gathered = Gathered::default();
-    let (mut labels, mut probabilities) = (Vec::new(), Vec::new());
-    for batch in rows.chunks(EVALUATION_BATCH) {
-        let (input, of) = examples.gather(batch, &mut gathered);
-        probabilities.extend(network.probabilities(input).map_err(failed)?);
-        labels.extend_from_slice(of);
+impl<'a> Training<'a> {
+    fn new(
+        config: &'a Classifier,
+        architecture: &Architecture,
+        examples: &'a Examples,
+        loss: &'a LossOptions,
+        context: &'a RunContext<'a>,
+    ) -> Result<Self, StageError> {
+        let network = Network::new(architecture, config.seed()).map_err(failed)?;
+        let mut optimiser = Optimiser::new(&config.optimiser, &network).map_err(failed)?;
+        optimiser.set_clip_norm(config.clip_norm);
+        let average = config.average.map(|_| network.snapshot());
+        let mut state = State { standing: Standing::default(), network, optimiser, best: None, average };
+        let checkpoints = context.settings().scratch.as_deref().map(Checkpoints::within);
+        if let Some(checkpoints) = &checkpoints
+            && checkpoints.read(config, &mut state)?
+        {
+            let (epoch, steps) = (state.standing.history.len() + 1, state.standing.steps);
+            context.info(format!("goes on from a checkpoint: epoch {epoch}, {steps} steps done"));
+        }
+        Ok(Self { config, examples, loss, context, checkpoints, last_checkpoint: Instant::now(), state })
     }
-    Ok(Metrics::of(examples.classes(), &labels, &probabilities))
+
+    /// The epoch at work, from 1.
+    fn epoch(&self) -> u32 {
+        self.state.standing.history.len() as u32 + 1
+    }
+
+    fn is_over(&self) -> bool {
+        let (done, best) = (self.epoch() - 1, self.state.standing.best.map_or(0, |(epoch, _)| epoch));
+        if done > 0 && self.config.early_stopping.is_some_and(|stop| done - best >= stop.patience) {
+            self.context.info(format!("stopped after epoch {done}: no better since epoch {best}"));
+            return true;
+        }
+        done >= self.config.epochs
+    }
+
+    /// Goes through the train split once, in an order of its own, or through what is left of it.
+    fn one_epoch(&mut self) -> Result<Measured, StageError> {
+        let (config, epoch) = (self.config, self.epoch());
+        let mut rows = self.examples.train().to_vec();
+        rows.shuffle(&mut Pcg64::seed_from_u64(config.seed().wrapping_add(u64::from(epoch).wrapping_mul(0x9E37_79B9_7F4A_7C15))));
+        let progress = self.context.progress(format!("epoch {epoch} of {}", config.epochs), Some(rows.len() as u64), "examples");
+        let steps = rows.len().div_ceil(config.batch);
+        let all_steps = (steps * config.epochs as usize) as f64;
+        let look = Look { augmentation: &config.augment, seed: config.seed(), epoch };
+        let first = self.state.standing.steps;
+        progress.add((first * config.batch).min(rows.len()) as u64);
+        let mut parts = Vec::new();
+        for batch in rows.chunks(config.batch).skip(first) {
+            if let Err(stopped) = self.context.check_stop() {
+                // What was learnt is not lost to Ctrl-C either.
+                self.checkpoint()?;
+                return Err(stopped);
+            }
+            let done = ((epoch as usize - 1) * steps + self.state.standing.steps) as f64 / all_steps;
+            self.state.optimiser.set_rate_factor(config.schedule.factor(done, config.warm_up));
+            let report = self.step(batch, &look, &mut parts)?;
+            if !report.loss.is_finite() {
+                return Err(came_apart(report.loss, epoch, self.state.optimiser.learning_rate()));
+            }
+            let standing = &mut self.state.standing;
+            standing.losses += f64::from(report.loss) * batch.len() as f64;
+            standing.correct += report.correct;
+            standing.steps += 1;
+            progress.add(batch.len() as u64);
+            self.checkpoint_if_due()?;
+        }
+        let standing = &mut self.state.standing;
+        let count = rows.len() as f64;
+        let measured = Measured { loss: standing.losses / count, accuracy: standing.correct as f64 / count, macro_f1: None };
+        (standing.steps, standing.losses, standing.correct) = (0, 0.0, 0);
+        Ok(measured)
+    }
+
+    /// One step of the optimiser, in as many parts as asked for.
+    fn step(&mut self, batch: &[usize], look: &Look<'_>, gathered: &mut Vec<Gathered>) -> Result<StepReport, StageError> {
+        let rows: Vec<&[usize]> = batch.chunks(batch.len().div_ceil(self.config.accumulate)).collect();
+        gathered.resize_with(gathered.len().max(rows.len()), Gathered::default);
+        let parts: Vec<Batch<'_>> = rows
+            .iter()
+            .zip(gathered.iter_mut())
+            .map(|(rows, gathered)| {
+                let (input, labels) = self.examples.gather(rows, Some(look), gathered);
+                Batch { input, labels }
+            })
+            .collect();
+        let State { network, optimiser, average, .. } = &mut self.state;
+        let report = network.train_step_in_parts(&parts, optimiser, self.loss).map_err(failed)?;
+        if let (Some(average), Some(decay)) = (average, self.config.average) {
+            // A young average would hold on to the first weights: it is as long as the training at most.
+            let longest = optimiser.step() as f32 / (optimiser.step() as f32 + 10.0);
+            network.average_into(average, decay.min(longest)).map_err(failed)?;
+        }
+        Ok(report)
+    }
+
+    fn checkpoint(&mut self) -> Result<(), StageError> {
+        self.last_checkpoint = Instant::now();
+        match &self.checkpoints {
+            Some(checkpoints) => checkpoints.write(self.config, &mut self.state),
+            None => Ok(()),
+        }
+    }
+
+    fn checkpoint_if_due(&mut self) -> Result<(), StageError> {
+        let every = &self.config.checkpoint;
+        let by_steps = every.steps.is_some_and(|steps| self.state.optimiser.step().is_multiple_of(steps));
+        if by_steps || self.last_checkpoint.elapsed() >= Duration::from_secs_f64(every.minutes * 60.0) {
+            self.checkpoint()?;
+        }
+        Ok(())
+    }
+
+    /// Measures the weights that would be kept now: their moving average, where there is one.
+    fn judge(&mut self, rows: &[usize]) -> Result<Metrics, StageError> {
+        let current = self.state.network.snapshot();
+        if let Some(average) = &self.state.average {
+            self.state.network.restore(average).map_err(failed)?;
+        }
+        let metrics = self.measure(rows);
+        self.state.network.restore(&current).map_err(failed)?;
+        metrics
+    }
+
+    fn measure(&self, rows: &[usize]) -> Result<Metrics, StageError> {
+        let mut gathered = Gathered::default();
+        let (mut labels, mut probabilities) = (Vec::new(), Vec::new());
+        for batch in rows.chunks(EVALUATION_BATCH) {
+            let (input, of) = self.examples.gather(batch, None, &mut gathered);
+            probabilities.extend(self.state.network.probabilities(input).map_err(failed)?);
+            labels.extend_from_slice(of);
+        }
+        Ok(Metrics::of(self.examples.classes(), &labels, &probabilities))
+    }
+
+    /// An epoch is done: its measures, and its weights if they are the best.
+    fn note(&mut self, train: Measured, metrics: &Metrics) {
+        let epoch = self.epoch();
+        let validation = Measured { loss: metrics.log_loss, accuracy: metrics.accuracy, macro_f1: Some(metrics.macro_f1) };
+        tell(self.context, epoch, &train, &validation);
+        let score = match self.config.watch {
+            Watch::Accuracy => metrics.accuracy,
+            Watch::MacroF1 => metrics.macro_f1,
+            Watch::Loss => -metrics.log_loss,
+        };
+        let State { standing, network, best, average, .. } = &mut self.state;
+        if standing.best.is_none_or(|(_, best)| score > best) {
+            standing.best = Some((epoch, score));
+            *best = Some(average.clone().unwrap_or_else(|| network.snapshot()));
+        }
+        standing.history.push(Epoch { epoch, train, validation });
+    }
+
+    fn end(mut self, judged: &[usize]) -> Result<Trained, StageError> {
+        let history = std::mem::take(&mut self.state.standing.history);
+        let last: Option<Snapshot> = self.state.average.take();
+        let (weights, kept) = match (self.config.keep, self.state.best.take(), self.state.standing.best) {
+            (Keep::Best, Some(best), Some((epoch, _))) => (Some(best), epoch),
+            _ => (last, history.len() as u32),
+        };
+        if let Some(weights) = weights {
+            self.state.network.restore(&weights).map_err(failed)?;
+        }
+        let metrics = self.measure(judged)?;
+        Ok(Trained { network: self.state.network, history, kept, metrics })
+    }
+}
+
+fn came_apart(loss: f32, epoch: u32, rate: f64) -> StageError {
+    StageError::new(format!("the loss became {loss} in epoch {epoch}: the training has come apart")).help(format!(
+        "lower the learning rate, which is {rate}, tenfold (`optimiser = {{ name = \"adam\", learning_rate = … }}`), or bound the gradients (`clip_norm = 1.0`)"
+    ))
 }
 
 fn tell(context: &RunContext, epoch: u32, train: &Measured, validation: &Measured) {

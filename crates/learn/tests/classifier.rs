@@ -109,15 +109,8 @@ fn a_shape_that_the_data_does_not_have_is_named() {
 #[test]
 fn values_out_of_range_are_named_by_key_before_anything_runs() {
     let wrong = config(
-        serde_json::json!({ "epochs": 0, "batch": 0, "label_smoothing": 1.5, "image": [6, 6, 1], "layers": ["conv 4 9x9 relu", "dense 2"] }),
+        serde_json::json!({ "epochs": 0, "batch": 0, "label_smoothing": 1.5, "warm_up": 2.0, "clip_norm": 0.0, "average": 1.0, "augment": { "crop": 65 }, "image": [6, 6, 1], "layers": ["conv 4 9x9 relu", "dense 2"] }),
     );
     let found: Vec<String> = wrong.check().into_iter().map(|problem| problem.path.join(".")).collect();
-    assert_eq!(found, ["epochs", "batch", "label_smoothing", "layers.0"]);
-}
-
-#[test]
-fn the_cosine_goes_from_the_first_rate_to_zero() {
-    let rate = |done| learn::Schedule::Cosine.rate(0.1, done);
-    assert_eq!((rate(0.0), learn::Schedule::Constant.rate(0.1, 0.7)), (0.1, 0.1));
-    assert!((rate(0.5) - 0.05).abs() < 1e-12 && rate(1.0).abs() < 1e-12);
+    assert_eq!(found, ["epochs", "batch", "label_smoothing", "warm_up", "clip_norm", "average", "augment.crop", "layers.0"]);
 }

@@ -1,7 +1,7 @@
 //! Batch normalisation (Ioffe and Szegedy 2015): each channel to zero mean and unit variance over the batch, then a learned
 //! scale and shift. At inference the running mean and variance stand in, so a result does not depend on its batch.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use dfdx::tensor::{Cpu, CpuError, Tape as _};
 use rayon::prelude::*;
@@ -60,16 +60,13 @@ impl BatchNorm {
         self.activation.apply(values);
     }
 
-    /// Sums over all pixels of `f`, which adds one pixel's terms to two sums a channel; in a fixed order, in f64.
-    fn sums(&self, len: usize, add: impl Fn(usize, &mut [f64], &mut [f64]) + Sync) -> (Vec<f64>, Vec<f64>) {
+    /// Two sums a channel over all pixels: `add` adds those of a range of values. In a fixed order, in f64.
+    fn sums(&self, len: usize, add: impl Fn(Range<usize>, &mut [f64], &mut [f64]) + Sync) -> (Vec<f64>, Vec<f64>) {
         let parts: Vec<(Vec<f64>, Vec<f64>)> = (0..len.div_ceil(self.range()))
             .into_par_iter()
             .map(|part| {
                 let (mut first, mut second) = (vec![0.0; self.channels], vec![0.0; self.channels]);
-                let end = ((part + 1) * self.range()).min(len);
-                for pixel in (part * self.range()..end).step_by(self.channels) {
-                    add(pixel, &mut first, &mut second);
-                }
+                add(part * self.range()..((part + 1) * self.range()).min(len), &mut first, &mut second);
                 (first, second)
             })
             .collect();
@@ -92,12 +89,7 @@ impl BatchNorm {
     ) -> Result<(Flow, Running), CpuError> {
         let values = input.values.to_floats(self.channels);
         let count = (values.len() / self.channels) as f64;
-        let (sum, squares) = self.sums(values.len(), |pixel, sum, squares| {
-            for (c, value) in values[pixel..pixel + self.channels].iter().enumerate() {
-                sum[c] += f64::from(*value);
-                squares[c] += f64::from(*value) * f64::from(*value);
-            }
-        });
+        let (sum, squares) = self.sums(values.len(), |range, sum, squares| add_moments(&values[range], sum, squares));
         let mean: Vec<f32> = sum.iter().map(|sum| (sum / count) as f32).collect();
         let variance: Vec<f64> =
             sum.iter().zip(&squares).map(|(sum, squares)| (squares / count - (sum / count).powi(2)).max(0.0)).collect();
@@ -121,12 +113,8 @@ impl BatchNorm {
             let kept: &[f32] = if norm.activation.needs_input() { &before } else { &output };
             let parts = gradient.par_chunks_mut(norm.range()).zip(kept.par_chunks(norm.range()));
             parts.for_each(|(gradient, kept)| norm.activation.backward(kept, gradient));
-            let (shift_sum, scale_sum) = norm.sums(values.len(), |pixel, shift, scale| {
-                for c in 0..norm.channels {
-                    let g = f64::from(gradient[pixel + c]);
-                    shift[c] += g;
-                    scale[c] += g * f64::from((values[pixel + c] - mean[c]) * inverse[c]);
-                }
+            let (shift_sum, scale_sum) = norm.sums(values.len(), |range, shift, scale| {
+                add_gradients(&values[range.clone()], &gradient[range], &mean, &inverse, shift, scale);
             });
             write(grads.get_or_alloc_mut(&layer.weights_tensor)?, &scale_sum);
             write(grads.get_or_alloc_mut(&layer.bias_tensor)?, &shift_sum);
@@ -145,6 +133,38 @@ impl BatchNorm {
 
 fn write(out: &mut [f32], sums: &[f64]) {
     out.iter_mut().zip(sums).for_each(|(out, sum)| *out = *sum as f32);
+}
+
+for_each_level! {
+    /// Adds values and their squares by channel.
+    fn add_moments(values: &[f32], sum: &mut [f64], squares: &mut [f64]) {
+        let _ = FMA;
+        let channels = sum.len();
+        let squares = &mut squares[..channels];
+        for pixel in values.chunks_exact(channels) {
+            for c in 0..channels {
+                let value = f64::from(pixel[c]);
+                sum[c] += value;
+                squares[c] += value * value;
+            }
+        }
+    }
+}
+
+for_each_level! {
+    /// Adds gradients, and their products with the normalised values, by channel.
+    fn add_gradients(values: &[f32], gradient: &[f32], mean: &[f32], inverse: &[f32], shift: &mut [f64], scale: &mut [f64]) {
+        let _ = FMA;
+        let channels = mean.len();
+        let (inverse, shift, scale) = (&inverse[..channels], &mut shift[..channels], &mut scale[..channels]);
+        for (pixel, gradient) in values.chunks_exact(channels).zip(gradient.chunks_exact(channels)) {
+            for c in 0..channels {
+                let g = f64::from(gradient[c]);
+                shift[c] += g;
+                scale[c] += g * f64::from((pixel[c] - mean[c]) * inverse[c]);
+            }
+        }
+    }
 }
 
 for_each_level! {

@@ -11,7 +11,7 @@ pub(crate) mod pooling;
 pub(crate) mod sparse;
 mod tile;
 
-use std::fmt;
+use std::{fmt, ops::Range};
 
 use crate::{
     architecture::{same_padding, windows},
@@ -319,14 +319,15 @@ impl Conv {
     }
 
     fn forward_directly(&self, weights: &[f32], bias: &[f32], input: View<'_>, results: &mut Results<'_>, scratch: &mut Scratch) {
-        let (height, _) = self.computed();
         let len = self.output_len();
-        let part = |all: usize, image: usize| if all == 0 { 0..0 } else { image * len..(image + 1) * len };
-        for image in 0..results.output.len() / len {
-            let staged = self.staged(input, Tile { image, images: 1, row: 0, rows: height }, &mut scratch.image);
-            let (befores, winners) = (part(results.before.len(), image), part(results.winners.len(), image));
+        let count = results.output.len() / len;
+        let part = |all: usize, range: &Range<usize>| if all == 0 { 0..0 } else { range.clone() };
+        for tile in self.whole_images(count) {
+            let staged = self.staged(input, tile, &mut scratch.image);
+            let range = tile.image * len..(tile.image + tile.images) * len;
+            let (befores, winners) = (part(results.before.len(), &range), part(results.winners.len(), &range));
             let mut results = Results {
-                output: &mut results.output[image * len..(image + 1) * len],
+                output: &mut results.output[range],
                 before: &mut results.before[befores],
                 winners: &mut results.winners[winners],
             };
@@ -338,6 +339,13 @@ impl Conv {
                 self.activation.apply(results.output);
             }
         }
+    }
+
+    /// As many images at once as the second-level cache holds with their borders; their weights pass through it once.
+    fn whole_images(&self, count: usize) -> impl Iterator<Item = Tile> + use<> {
+        let most = (TILE_BYTES / (self.padded_len() * size_of::<f32>())).clamp(1, CHUNK);
+        let rows = self.computed().0;
+        (0..count).step_by(most).map(move |image| Tile { image, images: most.min(count - image), row: 0, rows })
     }
 
     fn forward_products(&self, weights: &[f32], bias: &[f32], input: View<'_>, results: &mut Results<'_>, scratch: &mut Scratch) {
@@ -418,16 +426,19 @@ impl Conv {
     fn backward_directly(&self, turned_weights: &[f32], input: View<'_>, gradient: &[f32], sums: &mut Sums<'_>, scratch: &mut Scratch) {
         let turned = self.turned();
         let (len, input_len) = (self.output_len(), self.input_len());
-        for (image, of_image) in gradient.chunks_exact(len).enumerate() {
-            let staged = self.staged(input, Tile { image, images: 1, row: 0, rows: self.out_height }, &mut scratch.image);
-            direct::add_weights_gradient(self, staged, of_image, &mut sums.partial.weights);
-            let Some(out) = sums.input.as_deref_mut() else { continue };
-            let tile = Tile { image, images: 1, row: 0, rows: turned.out_height };
+        let count = gradient.len() / len;
+        for tile in self.whole_images(count) {
+            let staged = self.staged(input, tile, &mut scratch.image);
+            let of_tile = &gradient[tile.image * len..(tile.image + tile.images) * len];
+            direct::add_weights_gradient(self, staged, of_tile, &mut sums.partial.weights);
+        }
+        let Some(out) = sums.input.as_deref_mut() else { return };
+        let zeros = sized(&mut scratch.columns, self.channels);
+        zeros.fill(0.0);
+        for tile in turned.whole_images(count) {
             let staged = turned.staged(View::Floats(gradient), tile, &mut scratch.gradient);
-            let zeros = sized(&mut scratch.columns, self.channels);
-            zeros.fill(0.0);
-            let mut results = Results { output: &mut out[image * input_len..][..input_len], before: &mut [], winners: &mut [] };
-            direct::forward(&turned, turned_weights, zeros, staged, &mut results);
+            let output = &mut out[tile.image * input_len..(tile.image + tile.images) * input_len];
+            direct::forward(&turned, turned_weights, zeros, staged, &mut Results { output, before: &mut [], winners: &mut [] });
         }
     }
 

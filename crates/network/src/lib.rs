@@ -10,7 +10,7 @@
 //! | learn | [`Network::train_step`]`(Batch { input, labels }, &mut optimiser, &LossOptions)` gives a [`StepReport`] `{ loss, correct }` |
 //! | judge | [`Network::evaluate`]`(batch, &LossOptions)` gives the same without learning |
 //! | keep | [`Network::snapshot`] and [`Network::restore`]; [`Network::to_safetensors`] and [`Network::from_safetensors`] |
-//! | go on | [`Optimiser::to_safetensors`] and [`Optimiser::from_safetensors`] |
+//! | go on | [`Optimiser::to_safetensors`] and [`Optimiser::load`] |
 //! | apply | [`Network::logits`] and [`Network::probabilities`], from a shared reference, on any thread |
 //!
 //! Examples are [`Input::Pixels`] (bytes with a [`Normalisation`], `[batch, height, width, channels]`) or [`Input::Floats`].
@@ -66,6 +66,7 @@ mod layer;
 mod loss;
 mod matmul;
 pub mod metrics;
+mod muon;
 mod network;
 mod optimiser;
 mod partition;
@@ -86,3 +87,4 @@ pub use layer::{Activation, LayerParseError, LayerSpec, Padding};
 pub use loss::{LossOptions, StepReport};
 pub use network::{Batch, Network, Snapshot};
 pub use optimiser::{Optimiser, OptimiserConfig};
+pub use simd::peak_flops;

@@ -162,19 +162,70 @@ impl Network {
     /// then unchanged.
     pub fn train_step(&mut self, batch: Batch<'_>, optimiser: &mut Optimiser, options: &LossOptions) -> Result<StepReport, NetworkError> {
         // Within the thread pool: each operation's entry into it would cost a switch of threads.
-        rayon::scope(|_| self.step(batch, optimiser, options))
+        rayon::scope(|_| self.step(&[batch], optimiser, options))
     }
 
-    fn step(&mut self, batch: Batch<'_>, optimiser: &mut Optimiser, options: &LossOptions) -> Result<StepReport, NetworkError> {
-        let examples = self.check_batch(batch, options)?;
-        let (flow, tape, statistics) = self.forward_op(batch.input, examples, optimiser.step())?;
-        let (loss, report) = loss::forward_op(&flow, batch.labels, options, &self.device, tape)?;
-        let grads = loss.try_backward()?;
-        drop(flow);
-        optimiser.update(self, grads)?;
+    /// As [`Network::train_step`], for a batch in parts that pass one after the other: it needs the memory of one. Batch norms see
+    /// the parts by themselves; with class weights, each part has its own weighted mean.
+    ///
+    /// # Errors
+    ///
+    /// As [`Network::train_step`], and if there are no parts.
+    pub fn train_step_in_parts(
+        &mut self,
+        parts: &[Batch<'_>],
+        optimiser: &mut Optimiser,
+        options: &LossOptions,
+    ) -> Result<StepReport, NetworkError> {
+        if parts.is_empty() {
+            return Err(NetworkError::Option("a step needs at least one part".into()));
+        }
+        rayon::scope(|_| self.step(parts, optimiser, options))
+    }
+
+    fn step(&mut self, parts: &[Batch<'_>], optimiser: &mut Optimiser, options: &LossOptions) -> Result<StepReport, NetworkError> {
+        let counts = parts.iter().map(|part| self.check_batch(*part, options)).collect::<Result<Vec<_>, _>>()?;
+        let all: usize = counts.iter().sum();
+        let mut total = StepReport { loss: 0.0, correct: 0 };
+        let mut gradients: Vec<Vec<f32>> = Vec::new();
+        for (part, count) in parts.iter().zip(counts) {
+            let share = count as f32 / all as f32;
+            let (report, of_part) = self.gradients(*part, count, optimiser.step(), options)?;
+            total.loss += share * report.loss;
+            total.correct += report.correct;
+            if parts.len() == 1 {
+                gradients = of_part;
+                break;
+            }
+            gradients.resize_with(of_part.len(), Vec::new);
+            for (sum, gradient) in gradients.iter_mut().zip(of_part) {
+                sum.resize(gradient.len(), 0.0);
+                sum.iter_mut().zip(gradient).for_each(|(sum, value)| *sum += share * value);
+            }
+        }
+        optimiser.update(self, gradients)?;
         self.parameters.iter_mut().for_each(Parameter::refresh);
+        Ok(total)
+    }
+
+    /// The gradient of each parameter, in order; batch norms take note of the batch.
+    fn gradients(
+        &mut self,
+        batch: Batch<'_>,
+        examples: usize,
+        step: u64,
+        options: &LossOptions,
+    ) -> Result<(StepReport, Vec<Vec<f32>>), NetworkError> {
+        let (flow, tape, statistics) = self.forward_op(batch.input, examples, step)?;
+        let (loss, report) = loss::forward_op(&flow, batch.labels, options, &self.device, tape)?;
+        let mut grads = loss.try_backward()?;
+        drop(flow);
+        let mut gradients = Vec::with_capacity(self.parameters.len());
+        for parameter in &self.parameters {
+            gradients.push(std::mem::take(&mut **grads.get_or_alloc_mut(&parameter.tensor)?));
+        }
         self.running.iter_mut().zip(&statistics).for_each(|(running, batch)| running.update(batch));
-        Ok(report)
+        Ok((report, gradients))
     }
 
     pub(crate) fn check_batch(&self, batch: Batch<'_>, options: &LossOptions) -> Result<usize, NetworkError> {
@@ -236,19 +287,45 @@ impl Network {
         Snapshot { parameters: self.parameters.iter().map(|parameter| parameter.values.clone()).collect(), running: self.running.clone() }
     }
 
+    /// Moves a snapshot a share `1 - decay` of the way towards this network: the exponential moving average of its weights (Polyak and
+    /// Juditsky 1992). Running statistics move alike.
+    ///
+    /// # Errors
+    ///
+    /// If the snapshot is of another architecture.
+    pub fn average_into(&self, snapshot: &mut Snapshot, decay: f32) -> Result<(), NetworkError> {
+        self.check_snapshot(snapshot)?;
+        let towards = |average: &mut [f32], values: &[f32]| {
+            average.iter_mut().zip(values).for_each(|(average, value)| *average += (1.0 - decay) * (value - *average));
+        };
+        for (average, parameter) in snapshot.parameters.iter_mut().zip(&self.parameters) {
+            towards(Arc::make_mut(average).as_mut_slice(), &parameter.values);
+        }
+        for (average, running) in snapshot.running.iter_mut().zip(&self.running) {
+            towards(&mut average.mean, &running.mean);
+            towards(&mut average.variance, &running.variance);
+        }
+        Ok(())
+    }
+
     /// Goes back to a snapshot of this network (or of one of the same architecture).
     ///
     /// # Errors
     ///
     /// If the snapshot is of another architecture.
     pub fn restore(&mut self, snapshot: &Snapshot) -> Result<(), NetworkError> {
+        self.check_snapshot(snapshot)?;
+        self.parameters.iter_mut().zip(&snapshot.parameters).for_each(|(parameter, values)| parameter.set(values));
+        self.running.clone_from(&snapshot.running);
+        Ok(())
+    }
+
+    fn check_snapshot(&self, snapshot: &Snapshot) -> Result<(), NetworkError> {
         let sizes = |parameters: &[Arc<Vec<f32>>]| parameters.iter().map(|values| values.len()).collect::<Vec<_>>();
         let ours: Vec<usize> = self.parameters.iter().map(Parameter::len).collect();
         if sizes(&snapshot.parameters) != ours || snapshot.running.len() != self.running.len() {
             return Err(NetworkError::Weights("the snapshot was taken of a network with other layers".into()));
         }
-        self.parameters.iter_mut().zip(&snapshot.parameters).for_each(|(parameter, values)| parameter.set(values));
-        self.running.clone_from(&snapshot.running);
         Ok(())
     }
 

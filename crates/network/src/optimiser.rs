@@ -1,4 +1,4 @@
-//! Adam, AdamW and SGD with momentum.
+//! Adam, AdamW, SGD with momentum, and Muon.
 //!
 //! The arithmetic is dfdx's: [`AdamConfig::try_update`] and [`SgdConfig::try_update`] on one tensor. What is ours is the
 //! owner of the state. dfdx's own `Adam` keeps its moments and its step private, so that a training could not be
@@ -14,8 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::NetworkError,
+    muon,
     network::Network,
-    tape::{Grads, Vector},
+    tape::Vector,
     weights::{TensorData, read_tensors, write_tensors},
 };
 
@@ -59,8 +60,36 @@ pub enum OptimiserConfig {
         #[serde(default)]
         weight_decay: f64,
     },
+    /// Muon (Jordan 2024, <https://kellerjordan.github.io/posts/muon/>): momentum whose matrices are made orthogonal, for the weights of
+    /// convolutions and dense layers but the last. All else learns by Adam.
+    Muon {
+        /// Size of a step of the matrices.
+        #[serde(default = "muon_rate")]
+        learning_rate: f64,
+        /// Share of the last step that is kept.
+        #[serde(default = "muon_momentum")]
+        momentum: f64,
+        /// Nesterov's form of the momentum.
+        #[serde(default = "yes")]
+        nesterov: bool,
+        /// Share of each matrix, times the learning rate, that is taken off it each step.
+        #[serde(default)]
+        weight_decay: f64,
+        /// Size of a step of all else, which is Adam's with its usual settings.
+        #[serde(default = "adam_rate")]
+        adam_learning_rate: f64,
+    },
 }
 
+fn muon_rate() -> f64 {
+    0.02
+}
+fn muon_momentum() -> f64 {
+    0.95
+}
+fn yes() -> bool {
+    true
+}
 fn adam_rate() -> f64 {
     1e-3
 }
@@ -88,7 +117,9 @@ impl OptimiserConfig {
     /// The size of a step.
     pub fn learning_rate(&self) -> f64 {
         match self {
-            OptimiserConfig::Adam { learning_rate, .. } | OptimiserConfig::Sgd { learning_rate, .. } => *learning_rate,
+            OptimiserConfig::Adam { learning_rate, .. }
+            | OptimiserConfig::Sgd { learning_rate, .. }
+            | OptimiserConfig::Muon { learning_rate, .. } => *learning_rate,
         }
     }
 
@@ -113,19 +144,19 @@ impl OptimiserConfig {
                 share("momentum", momentum)?;
                 not_below_zero("weight_decay", weight_decay)
             }
-        }
-    }
-
-    fn set_learning_rate(&mut self, rate: f64) {
-        match self {
-            OptimiserConfig::Adam { learning_rate, .. } | OptimiserConfig::Sgd { learning_rate, .. } => *learning_rate = rate,
+            OptimiserConfig::Muon { momentum, weight_decay, adam_learning_rate, .. } => {
+                above_zero("adam_learning_rate", adam_learning_rate)?;
+                share("momentum", momentum)?;
+                not_below_zero("weight_decay", weight_decay)
+            }
         }
     }
 
     /// How many numbers are kept for each weight.
     fn states(&self) -> &'static [&'static str] {
         match self {
-            OptimiserConfig::Adam { .. } => &["first_moment", "second_moment"],
+            // Of Muon's matrices, the first moment is the momentum and the second stays zero.
+            OptimiserConfig::Adam { .. } | OptimiserConfig::Muon { .. } => &["first_moment", "second_moment"],
             OptimiserConfig::Sgd { .. } => &["velocity"],
         }
     }
@@ -141,6 +172,9 @@ fn in_range(name: &str, value: f64, is_good: bool, range: &str) -> Result<(), Ne
 /// An optimiser with its state: how many steps it has made and its moments for each weight.
 pub struct Optimiser {
     config: OptimiserConfig,
+    /// Of the config's learning rates, for the next steps.
+    rate_factor: f64,
+    clip_norm: Option<f64>,
     step: u64,
     /// For each state of the config, one buffer a weight tensor, in the network's order.
     states: Vec<Vec<Buffer>>,
@@ -156,7 +190,7 @@ impl Optimiser {
         config.check()?;
         let zeros = || network.parameters.iter().map(|parameter| Cpu::default().try_alloc_len(parameter.len())).collect();
         let states = config.states().iter().map(|_| zeros()).collect::<Result<_, _>>()?;
-        Ok(Optimiser { config: config.clone(), step: 0, states })
+        Ok(Optimiser { config: config.clone(), rate_factor: 1.0, clip_norm: None, step: 0, states })
     }
 
     /// Steps made so far.
@@ -166,36 +200,59 @@ impl Optimiser {
 
     /// The size of the next step.
     pub fn learning_rate(&self) -> f64 {
-        self.config.learning_rate()
+        self.config.learning_rate() * self.rate_factor
     }
 
-    /// Sets the size of the following steps, for schedules.
-    pub fn set_learning_rate(&mut self, learning_rate: f64) {
-        self.config.set_learning_rate(learning_rate);
+    /// Sets the following steps to a multiple of the config's learning rate, for schedules.
+    pub fn set_rate_factor(&mut self, factor: f64) {
+        self.rate_factor = factor;
     }
 
-    /// One step of every weight along its gradient. Each element is computed by itself, so threads change nothing.
-    pub(crate) fn update(&mut self, network: &mut Network, mut grads: Grads) -> Result<(), NetworkError> {
+    /// Scales gradients down whose norm, over all weights, is greater (Pascanu et al. 2013); `None`: never.
+    pub fn set_clip_norm(&mut self, norm: Option<f64>) {
+        self.clip_norm = norm;
+    }
+
+    /// One step of every weight along its gradient; the gradients are in the network's order. Each tensor is computed by itself, so
+    /// threads change nothing.
+    pub(crate) fn update(&mut self, network: &mut Network, mut gradients: Vec<Vec<f32>>) -> Result<(), NetworkError> {
         self.step += 1;
+        self.clip(&mut gradients);
         let step = i32::try_from(self.step).unwrap_or(i32::MAX);
-        let mut gradients = Vec::with_capacity(network.parameters.len());
-        for parameter in &network.parameters {
-            gradients.push(std::mem::replace(grads.get_or_alloc_mut(&parameter.tensor)?, Cpu::default().try_alloc_len(0)?));
-        }
-        let config = &self.config;
+        let head = network.parameters.len().saturating_sub(2);
+        let (config, factor) = (&self.config, self.rate_factor);
         let mut states = self.states.iter_mut();
         let (first, second) = (states.next(), states.next());
         let first = first.map_or(&mut [][..], Vec::as_mut_slice);
-        let weights = network.parameters.par_iter_mut().zip(&gradients);
+        let weights = network.parameters.par_iter_mut().zip(gradients).zip(first);
         match second {
-            Some(second) => weights.zip(first).zip(second).try_for_each(|(((parameter, gradient), first), second)| {
+            Some(second) => {
+                weights.zip(second).enumerate().try_for_each(|(index, (((parameter, gradient), first), second))| match config {
+                    OptimiserConfig::Muon { .. } if parameter.decays() && index < head => {
+                        muon::update(config, factor, parameter, first, gradient);
+                        Ok(())
+                    }
+                    _ => {
+                        let decays = parameter.decays();
+                        adam(config, factor, decays, step, &mut parameter.tensor, first, second, &buffer(gradient)?)
+                    }
+                })
+            }
+            None => weights.try_for_each(|((parameter, gradient), velocity)| {
                 let decays = parameter.decays();
-                adam(config, decays, step, &mut parameter.tensor, first, second, gradient)
+                sgd(config, factor, decays, &mut parameter.tensor, velocity, &buffer(gradient)?)
             }),
-            None => weights.zip(first).try_for_each(|((parameter, gradient), velocity)| {
-                let decays = parameter.decays();
-                sgd(config, decays, &mut parameter.tensor, velocity, gradient)
-            }),
+        }
+    }
+
+    fn clip(&self, gradients: &mut [Vec<f32>]) {
+        let Some(largest) = self.clip_norm else { return };
+        let squares: Vec<f64> =
+            gradients.par_iter().map(|gradient| gradient.iter().map(|value| f64::from(*value) * f64::from(*value)).sum()).collect();
+        let norm = squares.iter().sum::<f64>().sqrt();
+        if norm > largest {
+            let factor = (largest / norm) as f32;
+            gradients.par_iter_mut().flatten().for_each(|value| *value *= factor);
         }
     }
 
@@ -217,29 +274,37 @@ impl Optimiser {
         write_tensors(tensors)
     }
 
-    /// An optimiser that goes on where [`Optimiser::to_safetensors`] left off.
+    /// Goes on where [`Optimiser::to_safetensors`] left off.
     ///
     /// # Errors
     ///
-    /// If the bytes are damaged or belong to another network or another kind of optimiser.
-    pub fn from_safetensors(config: &OptimiserConfig, network: &Network, bytes: &[u8]) -> Result<Self, NetworkError> {
-        let mut optimiser = Optimiser::new(config, network)?;
+    /// If the bytes are damaged or belong to another network or another kind of optimiser; nothing has changed then.
+    pub fn load(&mut self, network: &Network, bytes: &[u8]) -> Result<(), NetworkError> {
         let mut wanted = vec![("step".to_owned(), vec![4])];
-        for state in config.states() {
+        for state in self.config.states() {
             wanted.extend(network.parameters.iter().map(|parameter| (format!("{state}.{}", parameter.name), parameter.shape.clone())));
         }
         let mut tensors = read_tensors(bytes, &wanted)?.into_iter();
         let pieces = tensors.next().unwrap_or_default();
-        optimiser.step = pieces.iter().enumerate().map(|(piece, value)| (*value as u64) << (16 * piece)).sum();
-        for buffer in optimiser.states.iter_mut().flatten() {
+        self.step = pieces.iter().enumerate().map(|(piece, value)| (*value as u64) << (16 * piece)).sum();
+        for buffer in self.states.iter_mut().flatten() {
             buffer.copy_from_slice(&tensors.next().unwrap_or_default());
         }
-        Ok(optimiser)
+        Ok(())
     }
 }
 
+/// dfdx's kernels take gradients in a buffer of its own.
+fn buffer(values: Vec<f32>) -> Result<Buffer, NetworkError> {
+    let mut buffer = Cpu::default().try_alloc_len(0)?;
+    *buffer = values;
+    Ok(buffer)
+}
+
+#[allow(clippy::too_many_arguments)]
 fn adam(
     config: &OptimiserConfig,
+    factor: f64,
     decays: bool,
     step: i32,
     weights: &mut Vector,
@@ -247,13 +312,26 @@ fn adam(
     second: &mut Buffer,
     gradient: &Buffer,
 ) -> Result<(), NetworkError> {
-    let OptimiserConfig::Adam { learning_rate, beta1, beta2, epsilon, weight_decay } = *config else { return Ok(()) };
+    let (learning_rate, betas, eps, weight_decay) = match *config {
+        OptimiserConfig::Adam { learning_rate, beta1, beta2, epsilon, weight_decay } => {
+            (learning_rate, [beta1, beta2], epsilon, weight_decay)
+        }
+        OptimiserConfig::Muon { adam_learning_rate, .. } => (adam_learning_rate, [beta1(), beta2()], epsilon(), 0.0),
+        OptimiserConfig::Sgd { .. } => return Ok(()),
+    };
     let weight_decay = (decays && weight_decay > 0.0).then_some(WeightDecay::Decoupled(weight_decay));
-    let config = AdamConfig { lr: learning_rate, betas: [beta1, beta2], eps: epsilon, weight_decay };
+    let config = AdamConfig { lr: learning_rate * factor, betas, eps, weight_decay };
     Ok(config.try_update(step, weights, first, second, gradient)?)
 }
 
-fn sgd(config: &OptimiserConfig, decays: bool, weights: &mut Vector, velocity: &mut Buffer, gradient: &Buffer) -> Result<(), NetworkError> {
+fn sgd(
+    config: &OptimiserConfig,
+    factor: f64,
+    decays: bool,
+    weights: &mut Vector,
+    velocity: &mut Buffer,
+    gradient: &Buffer,
+) -> Result<(), NetworkError> {
     let OptimiserConfig::Sgd { learning_rate, momentum, nesterov, weight_decay } = *config else { return Ok(()) };
     let weight_decay = (decays && weight_decay > 0.0).then_some(WeightDecay::L2(weight_decay));
     let momentum = match nesterov {
@@ -261,6 +339,6 @@ fn sgd(config: &OptimiserConfig, decays: bool, weights: &mut Vector, velocity: &
         true => Some(Momentum::Nesterov(momentum)),
         false => Some(Momentum::Classic(momentum)),
     };
-    let config = SgdConfig { lr: learning_rate, momentum, weight_decay };
+    let config = SgdConfig { lr: learning_rate * factor, momentum, weight_decay };
     Ok(config.try_update(weights, velocity, gradient)?)
 }

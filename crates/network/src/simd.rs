@@ -4,6 +4,8 @@ use std::sync::OnceLock;
 
 pub(crate) mod vector;
 
+use vector::for_each_vector;
+
 /// The widest instruction set that this machine and operating system offer to our loops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Level {
@@ -103,6 +105,42 @@ for_each_level! {
         let _ = FMA;
         for (out, value) in out.iter_mut().zip(values) {
             *out += *value;
+        }
+    }
+}
+
+/// Floating-point operations a second of all threads of the current pool together, when they do nothing but fused multiply-adds
+/// on registers: what no kernel can exceed. Takes a fraction of a second.
+pub fn peak_flops() -> f64 {
+    const ROUNDS: usize = 10_000_000;
+    let clock = std::time::Instant::now();
+    let done = rayon::broadcast(|_| {
+        let mut done = 0;
+        // SAFETY: the function has no requirement but its instruction set.
+        unsafe { multiply_adds(ROUNDS, &mut done) };
+        done
+    });
+    done.iter().sum::<usize>() as f64 / clock.elapsed().as_secs_f64()
+}
+
+for_each_vector! {
+    /// Twelve independent chains, more than the units' latency; adds the operations done.
+    unsafe fn multiply_adds<V>(rounds: usize, done: &mut usize) {
+        // SAFETY: the caller has the instruction set.
+        unsafe {
+            let mut sums = [V::splat(std::hint::black_box(1.0)); 12];
+            let (factor, summand) = (V::splat(std::hint::black_box(0.999)), V::splat(std::hint::black_box(0.5)));
+            for _ in 0..rounds {
+                for sum in &mut sums {
+                    *sum = sum.multiply_add(factor, summand);
+                }
+            }
+            let mut kept = [0.0; 16];
+            for sum in sums {
+                sum.store(kept.as_mut_ptr());
+                std::hint::black_box(&kept);
+            }
+            *done += rounds * sums.len() * V::LANES * 2;
         }
     }
 }

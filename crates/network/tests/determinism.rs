@@ -71,11 +71,13 @@ fn one_two_and_three_threads_train_the_same_bytes() {
 fn a_resumed_training_ends_with_the_bytes_of_one_that_was_not_interrupted() {
     let sgd = OptimiserConfig::Sgd { learning_rate: 0.01, momentum: 0.9, nesterov: true, weight_decay: 1e-4 };
     let adamw = OptimiserConfig::Adam { learning_rate: 1e-3, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01 };
-    for config in [sgd, adamw] {
+    let muon = OptimiserConfig::Muon { learning_rate: 0.02, momentum: 0.9, nesterov: true, weight_decay: 1e-3, adam_learning_rate: 1e-3 };
+    for config in [sgd, adamw, muon] {
         let whole = trained(&config, 5);
         let (weights, state, _) = trained(&config, 3);
         let mut network = Network::from_safetensors(&architecture(), 7, &weights).unwrap();
-        let mut optimiser = Optimiser::from_safetensors(&config, &network, &state).unwrap();
+        let mut optimiser = Optimiser::new(&config, &network).unwrap();
+        optimiser.load(&network, &state).unwrap();
         assert_eq!(optimiser.step(), 3);
         let pixels = pixels(3 * BATCH);
         (3..5).for_each(|index| step(&mut network, &mut optimiser, index, &pixels));

@@ -73,7 +73,7 @@ fn an_optimiser_of_another_kind_is_refused() {
     let network = Network::new(&architecture(), 7).unwrap();
     let state = Optimiser::new(&OptimiserConfig::default(), &network).unwrap().to_safetensors(&network).unwrap();
     let sgd = OptimiserConfig::Sgd { learning_rate: 0.1, momentum: 0.9, nesterov: false, weight_decay: 0.0 };
-    let error = Optimiser::from_safetensors(&sgd, &network, &state).err().unwrap().to_string();
+    let error = Optimiser::new(&sgd, &network).unwrap().load(&network, &state).err().unwrap().to_string();
     assert!(error.contains("`velocity.layers.0.weight` of shape [3, 3, 2, 4] is missing"), "{error}");
 }
 
@@ -165,4 +165,66 @@ fn adam_steps_as_its_paper_says() {
             assert!((found - expected).abs() < 1e-6, "step {step}: {found} for {expected}");
         }
     }
+}
+
+#[test]
+fn a_batch_in_parts_learns_what_the_whole_batch_does() {
+    // Without batch norm, whose statistics are those of a part.
+    let layers = ["conv 5 3x3 relu", "pool 2", "dense 3"].iter().map(|text| text.parse().unwrap()).collect();
+    let architecture = Architecture { layers, ..architecture() };
+    let values: Vec<f32> = (0..10 * architecture.input.len()).map(|i| (i as f32 * 0.37).sin()).collect();
+    let labels: Vec<u32> = (0..10).map(|i| i % 3).collect();
+    let trained = |parts: usize| {
+        let mut network = Network::new(&architecture, 7).unwrap();
+        let mut optimiser = Optimiser::new(&OptimiserConfig::default(), &network).unwrap();
+        let size = 10 / parts;
+        let inputs = values.chunks(size * architecture.input.len()).zip(labels.chunks(size));
+        let batches: Vec<Batch<'_>> = inputs.map(|(values, labels)| Batch { input: Input::Floats(values), labels }).collect();
+        let report = network.train_step_in_parts(&batches, &mut optimiser, &LossOptions::default()).unwrap();
+        (report, network.logits(Input::Floats(&values)).unwrap())
+    };
+    let (whole, in_parts) = (trained(1), trained(5));
+    assert_eq!(whole.0.correct, in_parts.0.correct);
+    assert!((whole.0.loss - in_parts.0.loss).abs() < 1e-5);
+    assert!(whole.1.iter().zip(&in_parts.1).all(|(a, b)| (a - b).abs() < 1e-3), "{:?}", (whole.1, in_parts.1));
+}
+
+#[test]
+fn clipped_gradients_make_a_shorter_step_in_the_same_direction() {
+    let sgd = OptimiserConfig::Sgd { learning_rate: 1.0, momentum: 0.0, nesterov: false, weight_decay: 0.0 };
+    let architecture = Architecture { input: network::Shape::Features(2), layers: vec!["dense 2".parse().unwrap()] };
+    let step = |clip: Option<f64>| {
+        let mut network = Network::new(&architecture, 7).unwrap();
+        let before = network.logits(Input::Floats(&[1.0, 2.0])).unwrap();
+        let mut optimiser = Optimiser::new(&sgd, &network).unwrap();
+        optimiser.set_clip_norm(clip);
+        let batch = Batch { input: Input::Floats(&[1.0, 2.0]), labels: &[0] };
+        network.train_step(batch, &mut optimiser, &LossOptions::default()).unwrap();
+        let after = network.logits(Input::Floats(&[1.0, 2.0])).unwrap();
+        after.iter().zip(before).map(|(after, before)| after - before).collect::<Vec<f32>>()
+    };
+    let (free, clipped) = (step(None), step(Some(0.1)));
+    // A logit moves by the gradient times 1 + 1 + 4; the gradient of weights and bias together has norm 0.1.
+    let moved = (clipped[0] * clipped[0] + clipped[1] * clipped[1]).sqrt();
+    assert!((moved - 0.1 * 6f32.sqrt()).abs() < 1e-4, "{clipped:?}");
+    assert!((free[0] / clipped[0] - free[1] / clipped[1]).abs() < 1e-3 && free[0] / clipped[0] > 1.0);
+    assert_eq!(step(Some(1e6)), free);
+}
+
+#[test]
+fn an_average_of_weights_follows_them() {
+    let mut network = Network::new(&architecture(), 7).unwrap();
+    let mut average = network.snapshot();
+    let first = network.snapshot();
+    train(&mut network, 2);
+    network.average_into(&mut average, 1.0).unwrap();
+    assert_eq!(average, first);
+    network.average_into(&mut average, 0.0).unwrap();
+    let bytes = network.to_safetensors().unwrap();
+    let last = network.snapshot();
+    network.restore(&average).unwrap();
+    let rounded = network.to_safetensors().unwrap();
+    assert_eq!(rounded.len(), bytes.len());
+    network.restore(&last).unwrap();
+    assert_eq!(network.to_safetensors().unwrap(), bytes);
 }

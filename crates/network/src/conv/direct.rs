@@ -13,22 +13,24 @@ use crate::{
     simd::vector::{Vector, for_each_vector},
 };
 
-/// Outputs of one image, which has its border. Activations other than ReLU are left to the caller.
-pub(super) fn forward(conv: &Conv, weights: &[f32], bias: &[f32], image: &[f32], results: &mut Results<'_>) {
+/// Outputs of some images, which have their borders. Activations other than ReLU are left to the caller.
+pub(super) fn forward(conv: &Conv, weights: &[f32], bias: &[f32], images: &[f32], results: &mut Results<'_>) {
     // What the kernel relies on.
-    assert!(image.len() >= conv.padded_len() && weights.len() == conv.weights_len() && bias.len() == conv.filters);
-    assert!(results.output.len() == conv.output_len() && conv.pool <= 2);
-    assert!(results.winners.is_empty() || results.winners.len() == conv.output_len());
+    let count = images.len() / conv.padded_len();
+    assert!(images.len() == count * conv.padded_len() && weights.len() == conv.weights_len() && bias.len() == conv.filters);
+    assert!(results.output.len() == count * conv.output_len() && conv.pool <= 2);
+    assert!(results.winners.is_empty() || results.winners.len() == count * conv.output_len());
     // SAFETY: just checked.
-    unsafe { forward_unchecked(conv, weights, bias, image, results) }
+    unsafe { forward_unchecked(conv, weights, bias, images, results) }
 }
 
-/// Adds an image's gradient of the weights, `[patch, filters]`. `gradient` is that of the sums (before bias and activation).
-pub(super) fn add_weights_gradient(conv: &Conv, image: &[f32], gradient: &[f32], sums: &mut [f32]) {
-    assert!(image.len() >= conv.padded_len() && sums.len() == conv.weights_len());
-    assert!(gradient.len() == conv.output_len() && conv.pool == 1);
+/// Adds some images' gradient of the weights, `[patch, filters]`. `gradient` is that of the sums (before bias and activation).
+pub(super) fn add_weights_gradient(conv: &Conv, images: &[f32], gradient: &[f32], sums: &mut [f32]) {
+    let count = images.len() / conv.padded_len();
+    assert!(images.len() == count * conv.padded_len() && sums.len() == conv.weights_len());
+    assert!(gradient.len() == count * conv.output_len() && conv.pool == 1);
     // SAFETY: just checked.
-    unsafe { weights_gradient_unchecked(conv, image, gradient, sums) }
+    unsafe { weights_gradient_unchecked(conv, images, gradient, sums) }
 }
 
 impl Conv {
@@ -67,22 +69,26 @@ impl Conv {
 }
 
 for_each_vector! {
-    unsafe fn forward_unchecked<V>(conv: &Conv, weights: &[f32], bias: &[f32], image: &[f32], results: &mut Results<'_>) {
+    unsafe fn forward_unchecked<V>(conv: &Conv, weights: &[f32], bias: &[f32], images: &[f32], results: &mut Results<'_>) {
         // Filters first, so that the weights of a tile's filters stay in the cache.
-        for_filters!(V, conv.filters, |filter, lanes, N| unsafe {
-            some_filters::<V, N>(conv, weights, bias, image, results, filter, lanes)
+        for_filters!(V, conv.filters, |filter, lanes, N| {
+            for (index, image) in images.chunks_exact(conv.padded_len()).enumerate() {
+                unsafe { some_filters::<V, N>(conv, weights, bias, image, results, index, filter, lanes) };
+            }
         });
     }
 }
 
-/// All outputs of `N` vectors of filters.
+/// All outputs of one image and `N` vectors of filters.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 unsafe fn some_filters<V: Vector, const N: usize>(
     conv: &Conv,
     weights: &[f32],
     bias: &[f32],
     image: &[f32],
     results: &mut Results<'_>,
+    index: usize,
     filter: usize,
     lanes: usize,
 ) {
@@ -95,9 +101,12 @@ unsafe fn some_filters<V: Vector, const N: usize>(
         run: conv.columns * conv.channels,
         line,
         rows: conv.rows,
+        image: 0,
+        images: 1,
         vector: conv.filters,
         lanes,
     };
+    let first = index * conv.output_len() + filter;
     let bias: [V; N] = std::array::from_fn(|n| unsafe { load_lanes(&bias[filter..], n, N, lanes) });
     let mut y = 0;
     while y < height {
@@ -105,7 +114,7 @@ unsafe fn some_filters<V: Vector, const N: usize>(
         let most = if rows == 2 { even(width, PAIR).next_multiple_of(conv.pool) } else { even(width, SINGLE) };
         for x in (0..width).step_by(most) {
             let scalars = image[y * walk.down + x * walk.right..].as_ptr();
-            let out = Outputs { conv, results: &mut *results, y, x, filter, lanes, bias };
+            let out = Outputs { conv, results: &mut *results, first, y, x, lanes, bias };
             unsafe { tile((rows, most.min(width - x)), &walk, scalars, weights[filter..].as_ptr(), out) };
         }
         y += rows;
@@ -121,10 +130,11 @@ unsafe fn load_lanes<V: Vector>(values: &[f32], n: usize, count: usize, lanes: u
 struct Outputs<'a, 'b, V, const N: usize> {
     conv: &'a Conv,
     results: &'a mut Results<'b>,
-    /// Its first output before pooling.
+    /// The first of these filters' outputs of this image.
+    first: usize,
+    /// The tile's first output before pooling.
     y: usize,
     x: usize,
-    filter: usize,
     lanes: usize,
     bias: [V; N],
 }
@@ -183,7 +193,7 @@ impl<V: Vector, const N: usize> Outputs<'_, '_, V, N> {
 
     #[inline(always)]
     fn at(&self, y: usize, x: usize) -> usize {
-        (y * self.conv.out_width + x) * self.conv.filters + self.filter
+        self.first + (y * self.conv.out_width + x) * self.conv.filters
     }
 
     /// Adds the bias, and applies ReLU if that is the activation.
@@ -204,8 +214,8 @@ impl<V: Vector, const N: usize> Outputs<'_, '_, V, N> {
 }
 
 for_each_vector! {
-    /// A tile is some neighbouring values of a patch, whose weights' gradients are summed over all outputs.
-    unsafe fn weights_gradient_unchecked<V>(conv: &Conv, image: &[f32], gradient: &[f32], sums: &mut [f32]) {
+    /// A tile is some neighbouring values of a patch, whose weights' gradients are summed over all outputs of all images.
+    unsafe fn weights_gradient_unchecked<V>(conv: &Conv, images: &[f32], gradient: &[f32], sums: &mut [f32]) {
         let line = conv.padded_width * conv.channels;
         let run = conv.columns * conv.channels;
         let most = even(run, SINGLE);
@@ -217,6 +227,8 @@ for_each_vector! {
                 run: conv.out_width,
                 line: conv.stride * line,
                 rows: conv.out_height,
+                image: conv.padded_len(),
+                images: images.len() / conv.padded_len(),
                 vector: conv.filters,
                 lanes,
             };
@@ -224,7 +236,7 @@ for_each_vector! {
                 for first in (0..run).step_by(most) {
                     let out = AddTo::<V, N> { sums: sums[(row * run + first) * conv.filters + filter..].as_mut_ptr(), filters: conv.filters, lanes, of: std::marker::PhantomData };
                     unsafe {
-                        tile((1, most.min(run - first)), &walk, image[row * line + first..].as_ptr(), gradient[filter..].as_ptr(), out);
+                        tile((1, most.min(run - first)), &walk, images[row * line + first..].as_ptr(), gradient[filter..].as_ptr(), out);
                     }
                 }
             }

@@ -22,8 +22,11 @@ pub(super) struct Walk {
     pub(super) step: usize,
     pub(super) run: usize,
     pub(super) line: usize,
-    /// Runs.
+    /// Runs, and from the first run of an image to that of the next.
     pub(super) rows: usize,
+    pub(super) image: usize,
+    /// Images whose products go into the same sums.
+    pub(super) images: usize,
     /// From a product's vector to the next's.
     pub(super) vector: usize,
     /// Lanes in use of the last vector.
@@ -97,31 +100,34 @@ unsafe fn sums<V: Vector, const N: usize, const ROWS: usize, const COLUMNS: usiz
 #[inline(always)]
 unsafe fn sums_of<V: Vector, const N: usize, const ROWS: usize, const COLUMNS: usize, const WHOLE: bool>(
     walk: &Walk,
-    mut scalars: *const f32,
+    scalars: *const f32,
     mut vectors: *const f32,
 ) -> [[[V; N]; COLUMNS]; ROWS] {
     unsafe {
         let mut sums = [[[V::splat(0.0); N]; COLUMNS]; ROWS];
-        for _ in 0..walk.rows {
-            let mut at = scalars;
-            for _ in 0..walk.run {
-                let mut factors = [V::splat(0.0); N];
-                for (n, factor) in factors.iter_mut().enumerate() {
-                    let from = vectors.add(n * V::LANES);
-                    *factor = if WHOLE || n + 1 < N { V::load(from) } else { V::load_first(from, walk.lanes) };
-                }
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    for (column, sums) in sums.iter_mut().enumerate() {
-                        let value = V::splat(*at.add(row * walk.down + column * walk.right));
-                        for (sum, factor) in sums.iter_mut().zip(factors) {
-                            *sum = value.multiply_add(factor, *sum);
+        for image in 0..walk.images {
+            let mut scalars = scalars.wrapping_add(image * walk.image);
+            for _ in 0..walk.rows {
+                let mut at = scalars;
+                for _ in 0..walk.run {
+                    let mut factors = [V::splat(0.0); N];
+                    for (n, factor) in factors.iter_mut().enumerate() {
+                        let from = vectors.add(n * V::LANES);
+                        *factor = if WHOLE || n + 1 < N { V::load(from) } else { V::load_first(from, walk.lanes) };
+                    }
+                    for (row, sums) in sums.iter_mut().enumerate() {
+                        for (column, sums) in sums.iter_mut().enumerate() {
+                            let value = V::splat(*at.add(row * walk.down + column * walk.right));
+                            for (sum, factor) in sums.iter_mut().zip(factors) {
+                                *sum = value.multiply_add(factor, *sum);
+                            }
                         }
                     }
+                    at = at.wrapping_add(walk.step);
+                    vectors = vectors.wrapping_add(walk.vector);
                 }
-                at = at.wrapping_add(walk.step);
-                vectors = vectors.wrapping_add(walk.vector);
+                scalars = scalars.wrapping_add(walk.line);
             }
-            scalars = scalars.wrapping_add(walk.line);
         }
         sums
     }
