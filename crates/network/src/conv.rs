@@ -13,6 +13,8 @@ mod tile;
 
 use std::{fmt, ops::Range};
 
+use rayon::prelude::*;
+
 use crate::{
     architecture::{same_padding, windows},
     examples::View,
@@ -225,8 +227,8 @@ impl Conv {
     pub(crate) fn backward_path(&self) -> BackwardPath {
         match self.forward_path() {
             _ if self.pool > 1 => BackwardPath::NonZeros,
-            ForwardPath::Direct if self.stride == 1 => BackwardPath::Direct,
-            _ => BackwardPath::MatrixProducts,
+            ForwardPath::Direct => BackwardPath::Direct,
+            ForwardPath::PatchesTimesWeights => BackwardPath::MatrixProducts,
         }
     }
 
@@ -234,8 +236,8 @@ impl Conv {
     pub(crate) fn reordered_weights(&self, weights: &[f32]) -> Aligned {
         match self.backward_path() {
             BackwardPath::NonZeros => self.weights_by_filter(weights),
-            BackwardPath::Direct => self.turned_weights(weights),
-            BackwardPath::MatrixProducts => Aligned::default(),
+            BackwardPath::Direct if self.input_is_direct() => self.turned_weights(weights),
+            BackwardPath::Direct | BackwardPath::MatrixProducts => Aligned::default(),
         }
     }
 
@@ -331,14 +333,40 @@ impl Conv {
                 before: &mut results.before[befores],
                 winners: &mut results.winners[winners],
             };
-            direct::forward(self, weights, bias, staged, &mut results);
-            if self.activation.needs_input() {
-                if !results.before.is_empty() {
-                    results.before.copy_from_slice(results.output);
-                }
-                self.activation.apply(results.output);
-            }
+            self.forward_image(weights, bias, staged, &mut results);
         }
+    }
+
+    /// Outputs of images that have their borders, directly.
+    pub(crate) fn forward_image(&self, weights: &[f32], bias: &[f32], staged: &[f32], results: &mut Results<'_>) {
+        direct::forward(self, weights, bias, staged, results);
+        if self.activation.needs_input() {
+            if !results.before.is_empty() {
+                results.before.copy_from_slice(results.output);
+            }
+            self.activation.apply(results.output);
+        }
+    }
+
+    /// Outputs of one image on all threads, some rows each, where the path allows.
+    pub(crate) fn forward_in_bands(&self, weights: &[f32], bias: &[f32], input: View<'_>, output: &mut [f32], scratch: &mut Scratch) {
+        let bands = rayon::current_num_threads().min(self.out_height);
+        if bands == 1 || self.forward_path() != ForwardPath::Direct {
+            return self.forward(weights, bias, input, &mut Results { output, before: &mut [], winners: &mut [] }, scratch);
+        }
+        let staged = self.staged(input, Tile { image: 0, images: 1, row: 0, rows: self.computed().0 }, &mut scratch.image);
+        let rows = self.out_height.div_ceil(bands);
+        let step = self.pool * self.stride * self.padded_width * self.channels;
+        output.par_chunks_mut(rows * self.out_width * self.filters).enumerate().for_each(|(index, output)| {
+            let band = self.band(output.len() / (self.out_width * self.filters));
+            let staged = &staged[index * rows * step..][..band.padded_len()];
+            band.forward_image(weights, bias, staged, &mut Results { output, before: &mut [], winners: &mut [] });
+        });
+    }
+
+    /// The same for `rows` rows of outputs.
+    fn band(&self, rows: usize) -> Conv {
+        Conv { out_height: rows, padded_height: (rows * self.pool - 1) * self.stride + self.rows, ..self.clone() }
     }
 
     /// As many images at once as the second-level cache holds with their borders; their weights pass through it once.
@@ -409,9 +437,14 @@ impl Conv {
                 self.activation.backward(reference, gradient);
                 add_rows(gradient, &mut sums.partial.bias);
                 if path == BackwardPath::Direct {
-                    self.backward_directly(weights.reordered, kept.input, gradient, sums, scratch);
+                    self.weights_directly(kept.input, gradient, sums, scratch);
                 } else {
-                    self.backward_products(weights.by_patch, kept.input, gradient, sums, scratch);
+                    self.weights_by_products(kept.input, gradient, sums, scratch);
+                }
+                match sums.input.as_deref_mut() {
+                    Some(out) if self.input_is_direct() => self.input_directly(weights.reordered, gradient, out, scratch),
+                    Some(out) => self.input_by_products(weights.by_patch, gradient, out, scratch),
+                    None => {}
                 }
             }
             BackwardPath::NonZeros => {
@@ -423,44 +456,63 @@ impl Conv {
         }
     }
 
-    fn backward_directly(&self, turned_weights: &[f32], input: View<'_>, gradient: &[f32], sums: &mut Sums<'_>, scratch: &mut Scratch) {
-        let turned = self.turned();
-        let (len, input_len) = (self.output_len(), self.input_len());
-        let count = gradient.len() / len;
-        for tile in self.whole_images(count) {
+    /// Whether the input's gradient is computed as a convolution.
+    fn input_is_direct(&self) -> bool {
+        self.backward_path() == BackwardPath::Direct && self.stride == 1
+    }
+
+    fn weights_directly(&self, input: View<'_>, gradient: &[f32], sums: &mut Sums<'_>, scratch: &mut Scratch) {
+        let len = self.output_len();
+        for tile in self.whole_images(gradient.len() / len) {
             let staged = self.staged(input, tile, &mut scratch.image);
-            let of_tile = &gradient[tile.image * len..(tile.image + tile.images) * len];
-            direct::add_weights_gradient(self, staged, of_tile, &mut sums.partial.weights);
+            let gradient = &gradient[tile.image * len..(tile.image + tile.images) * len];
+            direct::add_weights_gradient(self, staged, gradient, &mut sums.partial.weights);
         }
-        let Some(out) = sums.input.as_deref_mut() else { return };
+    }
+
+    fn input_directly(&self, turned_weights: &[f32], gradient: &[f32], out: &mut [f32], scratch: &mut Scratch) {
+        let turned = self.turned();
         let zeros = sized(&mut scratch.columns, self.channels);
         zeros.fill(0.0);
-        for tile in turned.whole_images(count) {
+        let len = self.input_len();
+        for tile in turned.whole_images(out.len() / len) {
             let staged = turned.staged(View::Floats(gradient), tile, &mut scratch.gradient);
-            let output = &mut out[tile.image * input_len..(tile.image + tile.images) * input_len];
+            let output = &mut out[tile.image * len..(tile.image + tile.images) * len];
             direct::forward(&turned, turned_weights, zeros, staged, &mut Results { output, before: &mut [], winners: &mut [] });
         }
     }
 
-    fn backward_products(&self, weights: &[f32], input: View<'_>, gradient: &[f32], sums: &mut Sums<'_>, scratch: &mut Scratch) {
-        let images = gradient.len() / self.output_len();
-        let (height, width) = self.computed();
+    fn weights_by_products(&self, input: View<'_>, gradient: &[f32], sums: &mut Sums<'_>, scratch: &mut Scratch) {
         let (patch, pitch, filters) = (self.patch(), self.pitch(), self.filters);
-        let Scratch { image, columns, gradient: padded, .. } = scratch;
-        for tile in self.tiles(images) {
-            let rows = tile.images * tile.rows * width;
-            let start = tile.image * self.output_len() + tile.row * width * filters;
-            let gradient = &gradient[start..start + rows * filters];
+        let Scratch { image, columns, .. } = scratch;
+        for tile in self.tiles(gradient.len() / self.output_len()) {
+            let (rows, gradient) = self.of_tile(tile, gradient);
             let columns = sized(columns, rows * pitch);
             self.gather(self.staged(input, tile, image), tile, columns);
             let by_patch = Matrix::rows(columns, rows, patch, pitch).transposed();
             multiply(&mut sums.partial.weights, by_patch, Matrix::rows(gradient, rows, filters, filters), true);
-            let Some(out) = sums.input.as_deref_mut() else { continue };
-            let by_filter = Matrix::rows(weights, patch, filters, filters).transposed();
+        }
+    }
+
+    fn input_by_products(&self, weights: &[f32], gradient: &[f32], out: &mut [f32], scratch: &mut Scratch) {
+        let (patch, filters) = (self.patch(), self.filters);
+        let Scratch { columns, gradient: padded, .. } = scratch;
+        let by_filter = Matrix::rows(weights, patch, filters, filters).transposed();
+        for tile in self.tiles(gradient.len() / self.output_len()) {
+            let (rows, gradient) = self.of_tile(tile, gradient);
+            let columns = sized(columns, rows * patch);
             multiply(columns, Matrix::rows(gradient, rows, filters, filters), by_filter, false);
             let out = &mut out[tile.image * self.input_len()..][..tile.images * self.input_len()];
-            self.spread(tile, columns, out, padded, tile.row + tile.rows == height);
+            self.spread(tile, columns, out, padded, tile.row + tile.rows == self.computed().0);
         }
+    }
+
+    /// How many outputs before pooling a tile has, and their gradient.
+    fn of_tile<'a>(&self, tile: Tile, gradient: &'a [f32]) -> (usize, &'a [f32]) {
+        let width = self.computed().1;
+        let rows = tile.images * tile.rows * width;
+        let start = tile.image * self.output_len() + tile.row * width * self.filters;
+        (rows, &gradient[start..start + rows * self.filters])
     }
 
     /// Adds the gradients of a tile's patches (rows of `patch` values) to those of its images.

@@ -7,17 +7,15 @@ use dfdx::tensor::{Cpu, CpuError, Tape as _};
 use rayon::prelude::*;
 
 use crate::{
-    conv::pooling::add_bias,
-    layer::Activation,
+    conv::{Conv, Results},
+    layer::{Activation, Padding},
     matmul::{Matrix, multiply},
-    scratch::{self, Scratch, sized},
     simd::add_rows,
     tape::{Flow, LayerWeights, Tape, give, take},
 };
 
-/// Examples that one product takes in, always as many: a last, smaller block is filled up, so that a result does not depend
-/// on how many examples come with it.
-pub(crate) const ROWS: usize = 16;
+/// Examples that one thread takes at once.
+const ROWS: usize = 24;
 
 /// Rows of the weights whose gradient one thread computes.
 const WEIGHT_ROWS: usize = 128;
@@ -31,32 +29,14 @@ pub(crate) struct Dense {
 
 impl Dense {
     /// Outputs of any number of examples on one thread; `before` gets the values before the activation, or is empty.
-    pub(crate) fn forward(
-        &self,
-        weights: &[f32],
-        bias: &[f32],
-        input: &[f32],
-        output: &mut [f32],
-        before: &mut [f32],
-        scratch: &mut Scratch,
-    ) {
-        let (inputs, units) = (self.inputs, self.units);
-        let weights = Matrix::rows(weights, inputs, units, units);
-        for (index, (input, output)) in input.chunks(ROWS * inputs).zip(output.chunks_mut(ROWS * units)).enumerate() {
-            if output.len() == ROWS * units {
-                multiply(output, Matrix::rows(input, ROWS, inputs, inputs), weights, false);
-            } else {
-                let filled = sized(&mut scratch.columns, ROWS * inputs);
-                filled[..input.len()].copy_from_slice(input);
-                let product = sized(&mut scratch.product, ROWS * units);
-                multiply(product, Matrix::rows(filled, ROWS, inputs, inputs), weights, false);
-                output.copy_from_slice(&product[..output.len()]);
-            }
-            add_bias(output, bias);
-            if !before.is_empty() {
-                before[index * ROWS * units..][..output.len()].copy_from_slice(output);
-            }
-            self.activation.apply(output);
+    ///
+    /// A row of examples is an image of one line, and the layer a convolution of one pixel: the direct kernel sums each output up by
+    /// itself, so it does not depend on how many examples come with it.
+    pub(crate) fn forward(&self, weights: &[f32], bias: &[f32], input: &[f32], output: &mut [f32], before: &mut [f32]) {
+        let conv = |examples| Conv::new((1, examples, self.inputs), self.units, (1, 1), 1, Padding::Valid, self.activation, 1);
+        for (index, (input, output)) in input.chunks(ROWS * self.inputs).zip(output.chunks_mut(ROWS * self.units)).enumerate() {
+            let before = if before.is_empty() { &mut [][..] } else { &mut before[index * ROWS * self.units..][..output.len()] };
+            conv(output.len() / self.units).forward_image(weights, bias, input, &mut Results { output, before, winners: &mut [] });
         }
     }
 
@@ -77,7 +57,7 @@ impl Dense {
         befores.resize_with(batch.div_ceil(ROWS), Default::default);
         let blocks = values.par_chunks(ROWS * inputs).zip(output.par_chunks_mut(ROWS * units)).zip(befores);
         blocks.for_each(|((input, output), before)| {
-            scratch::with(|scratch| self.forward(&layer.weights, &layer.bias, input, output, before, scratch));
+            self.forward(&layer.weights, &layer.bias, input, output, before);
         });
 
         let output = Arc::new(output);

@@ -22,6 +22,13 @@ thread_local! {
     static BUFFERS: RefCell<[Vec<f32>; 2]> = RefCell::default();
 }
 
+/// Lends this thread's buffers: taken, not borrowed, so that no order of tasks can find them in use.
+fn with_buffers(work: impl FnOnce(&mut [Vec<f32>; 2], &mut Scratch)) {
+    let mut buffers = BUFFERS.with(|buffers| mem::take(&mut *buffers.borrow_mut()));
+    scratch::with(|scratch| work(&mut buffers, scratch));
+    BUFFERS.with(|kept| *kept.borrow_mut() = buffers);
+}
+
 impl Network {
     /// The logits of each example, `[examples, classes]`: dropout does nothing, batch norms use their running statistics.
     ///
@@ -34,13 +41,17 @@ impl Network {
         let count = self.count(input)?;
         let (input_len, classes) = (self.architecture().input.len(), self.classes());
         let mut out = vec![0.0; count * classes];
-        out.par_chunks_mut(EXAMPLES * classes).enumerate().for_each(|(index, out)| {
-            let first = index * EXAMPLES * input_len;
+        if count == 1 {
+            // Within the thread pool: each layer is shared out, and each entry from outside would cost a switch of threads.
+            rayon::scope(|_| with_buffers(|buffers, scratch| self.infer(input.view(), 1, &mut out, buffers, scratch)));
+            return Ok(out);
+        }
+        // No more at once than leave something for every thread.
+        let examples = EXAMPLES.min(count.div_ceil(rayon::current_num_threads())).max(1);
+        out.par_chunks_mut(examples * classes).enumerate().for_each(|(index, out)| {
+            let first = index * examples * input_len;
             let view = input.view().range(first..first + out.len() / classes * input_len);
-            // Taken, not borrowed, so that no order of tasks can find them in use.
-            let mut buffers = BUFFERS.with(|buffers| mem::take(&mut *buffers.borrow_mut()));
-            scratch::with(|scratch| self.infer(view, out.len() / classes, out, &mut buffers, scratch));
-            BUFFERS.with(|kept| *kept.borrow_mut() = buffers);
+            with_buffers(|buffers, scratch| self.infer(view, out.len() / classes, out, buffers, scratch));
         });
         Ok(out)
     }
@@ -66,7 +77,7 @@ impl Network {
         Ok(loss::cross_entropy(&self.logits(batch.input)?, batch.labels, options, None))
     }
 
-    /// The logits of a few examples on one thread.
+    /// The logits of a few examples on one thread, or of one on all.
     fn infer(&self, input: View<'_>, count: usize, out: &mut [f32], buffers: &mut [Vec<f32>; 2], scratch: &mut Scratch) {
         // Until a layer has written to `buffers[0]`, the input itself is what the next layer reads.
         let mut len = None;
@@ -97,12 +108,15 @@ impl Network {
         match (&placed.block, input) {
             (Block::Conv(conv), input) => {
                 let (weights, bias) = self.values(cursor);
+                if output.len() == placed.output_len {
+                    return conv.forward_in_bands(weights, bias, input, output, scratch);
+                }
                 let mut results = Results { output, before: &mut [], winners: &mut [] };
                 conv.forward(weights, bias, input, &mut results, scratch);
             }
             (Block::Dense(dense), View::Floats(input)) => {
                 let (weights, bias) = self.values(cursor);
-                dense.forward(weights, bias, input, output, &mut [], scratch);
+                dense.forward(weights, bias, input, output, &mut []);
             }
             (Block::Pool(pool), View::Floats(input)) => pool.forward(input, output, &mut []),
             // Norms work in place and dropout does nothing; pixels were converted before any other first layer.
