@@ -24,6 +24,7 @@ pub struct Examples {
     rows: usize,
 }
 
+#[expect(clippy::large_enum_variant, reason = "there is one of them")]
 enum Values {
     /// `fill` is the mean colour.
     Pixels {

@@ -32,7 +32,7 @@ pub(crate) fn update(config: &OptimiserConfig, factor: f64, parameter: &mut Para
 
 /// Moves the singular values of a `[rows, columns]` matrix to between about 0.7 and 1.2: the Newton-Schulz iteration
 /// `X <- a X + b X Xᵀ X + c (X Xᵀ)² X` on the shorter side.
-fn orthogonalise(values: &mut Vec<f32>, rows: usize, columns: usize) {
+fn orthogonalise(values: &mut [f32], rows: usize, columns: usize) {
     let norm = values.iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>().sqrt() as f32 + 1e-7;
     values.iter_mut().for_each(|value| *value /= norm);
     let [a, b, c] = QUINTIC;
