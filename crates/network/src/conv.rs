@@ -10,8 +10,9 @@ mod patches;
 pub(crate) mod pooling;
 pub(crate) mod sparse;
 mod tile;
+mod winograd;
 
-use std::{fmt, ops::Range};
+use std::{fmt, mem, ops::Range};
 
 use rayon::prelude::*;
 
@@ -21,7 +22,7 @@ use crate::{
     layer::{Activation, Padding},
     matmul::{Matrix, multiply},
     partition::CHUNK,
-    scratch::{Aligned, Scratch, sized},
+    scratch::{self, Aligned, Scratch, sized},
     simd::add_rows,
 };
 
@@ -34,6 +35,8 @@ const TILE_BYTES: usize = 256 * 1024;
 pub(crate) enum ForwardPath {
     /// Sums stay in registers until they are pooled and activated; nothing is copied.
     Direct,
+    /// As [`ForwardPath::Direct`], with 16 products in place of 36.
+    Winograd,
     /// Patches are copied to rows of a matrix a tile at a time, multiplied with the weights, then pooled and activated.
     PatchesTimesWeights,
 }
@@ -43,6 +46,8 @@ pub(crate) enum ForwardPath {
 pub(crate) enum BackwardPath {
     /// As [`ForwardPath::Direct`], for a gradient that is dense: nothing is copied, and the input's gradient is a convolution too.
     Direct,
+    /// As [`ForwardPath::Winograd`], for a gradient that is dense.
+    Winograd,
     /// Two matrix products with the patches, for a gradient that is dense.
     MatrixProducts,
     /// For a pooled layer, whose gradient has at most one non-zero a window: each adds its patch to its filter's weight
@@ -54,6 +59,7 @@ impl fmt::Display for ForwardPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             ForwardPath::Direct => "direct",
+            ForwardPath::Winograd => "Winograd",
             ForwardPath::PatchesTimesWeights => "patches × weights",
         })
     }
@@ -63,6 +69,7 @@ impl fmt::Display for BackwardPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             BackwardPath::Direct => "direct",
+            BackwardPath::Winograd => "Winograd",
             BackwardPath::MatrixProducts => "matrix products",
             BackwardPath::NonZeros => "non-zeros only",
         })
@@ -109,6 +116,16 @@ pub(crate) struct Results<'a> {
     pub(crate) output: &'a mut [f32],
     pub(crate) before: &'a mut [f32],
     pub(crate) winners: &'a mut [u8],
+}
+
+/// A layer's weights as the forward pass reads them.
+#[derive(Clone, Copy)]
+pub(crate) struct Weighted<'a> {
+    /// `[patch, filters]`.
+    pub(crate) weights: &'a [f32],
+    /// [`Conv::prepared_weights`].
+    pub(crate) prepared: &'a [f32],
+    pub(crate) bias: &'a [f32],
 }
 
 /// The weights in the orders that the backward pass reads.
@@ -220,14 +237,19 @@ impl Conv {
 
     pub(crate) fn forward_path(&self) -> ForwardPath {
         let (_, width) = self.computed();
-        // Narrow outputs leave registers empty; the matrix product takes several images at once.
-        if self.pool <= 2 && width > 2 { ForwardPath::Direct } else { ForwardPath::PatchesTimesWeights }
+        match () {
+            () if self.is_minimal() => ForwardPath::Winograd,
+            // Narrow outputs leave registers empty; the matrix product takes several images at once.
+            () if self.pool <= 2 && width > 2 => ForwardPath::Direct,
+            () => ForwardPath::PatchesTimesWeights,
+        }
     }
 
     pub(crate) fn backward_path(&self) -> BackwardPath {
         match self.forward_path() {
             _ if self.pool > 1 => BackwardPath::NonZeros,
             ForwardPath::Direct => BackwardPath::Direct,
+            ForwardPath::Winograd => BackwardPath::Winograd,
             ForwardPath::PatchesTimesWeights => BackwardPath::MatrixProducts,
         }
     }
@@ -236,9 +258,17 @@ impl Conv {
     pub(crate) fn reordered_weights(&self, weights: &[f32]) -> Aligned {
         match self.backward_path() {
             BackwardPath::NonZeros => self.weights_by_filter(weights),
-            BackwardPath::Direct if self.input_is_direct() => self.turned_weights(weights),
-            BackwardPath::Direct | BackwardPath::MatrixProducts => Aligned::default(),
+            _ if self.input_is_convolution() => {
+                let turned = self.turned_weights(weights);
+                if self.turned().is_minimal() { self.turned().minimal_weights(turned.values()) } else { turned }
+            }
+            _ => Aligned::default(),
         }
+    }
+
+    /// The weights in the order that the forward pass reads, if it is another one.
+    pub(crate) fn prepared_weights(&self, weights: &[f32]) -> Aligned {
+        if self.forward_path() == ForwardPath::Winograd { self.minimal_weights(weights) } else { Aligned::default() }
     }
 
     /// Whether [`Partial::weights`] is `[filters, rows, row_pitch]` in place of `[patch, filters]`.
@@ -313,10 +343,39 @@ impl Conv {
     ///
     /// What comes out for an image does not depend on the images beside it: the matrix product always has the size of a
     /// full tile.
-    pub(crate) fn forward(&self, weights: &[f32], bias: &[f32], input: View<'_>, results: &mut Results<'_>, scratch: &mut Scratch) {
+    pub(crate) fn forward(&self, layer: &Weighted<'_>, input: View<'_>, results: &mut Results<'_>, scratch: &mut Scratch) {
         match self.forward_path() {
-            ForwardPath::Direct => self.forward_directly(weights, bias, input, results, scratch),
-            ForwardPath::PatchesTimesWeights => self.forward_products(weights, bias, input, results, scratch),
+            ForwardPath::Direct => self.forward_directly(layer.weights, layer.bias, input, results, scratch),
+            ForwardPath::Winograd => self.forward_minimally(layer, input, 0..self.grid().0, results, scratch),
+            ForwardPath::PatchesTimesWeights => self.forward_products(layer.weights, layer.bias, input, results, scratch),
+        }
+    }
+
+    /// The same, of these rows of windows.
+    fn forward_minimally(
+        &self,
+        layer: &Weighted<'_>,
+        input: View<'_>,
+        rows: Range<usize>,
+        results: &mut Results<'_>,
+        scratch: &mut Scratch,
+    ) {
+        let mut image = mem::take(&mut scratch.image);
+        let images = self.as_floats(input, &mut image);
+        winograd::forward(self, layer.prepared, layer.bias, images, rows, results, scratch);
+        scratch.image = image;
+        self.activate(results);
+    }
+
+    /// The images as numbers: borrowed where they are that already.
+    fn as_floats<'a>(&self, input: View<'a>, buffer: &'a mut Vec<f32>) -> &'a [f32] {
+        match input {
+            View::Floats(values) => values,
+            View::Pixels { bytes, .. } => {
+                let buffer = sized(buffer, bytes.len());
+                input.write(self.channels, buffer);
+                buffer
+            }
         }
     }
 
@@ -340,6 +399,11 @@ impl Conv {
     /// Outputs of images that have their borders, directly.
     pub(crate) fn forward_image(&self, weights: &[f32], bias: &[f32], staged: &[f32], results: &mut Results<'_>) {
         direct::forward(self, weights, bias, staged, results);
+        self.activate(results);
+    }
+
+    /// Applies an activation that is left to do.
+    fn activate(&self, results: &mut Results<'_>) {
         if self.activation.needs_input() {
             if !results.before.is_empty() {
                 results.before.copy_from_slice(results.output);
@@ -349,18 +413,35 @@ impl Conv {
     }
 
     /// Outputs of one image on all threads, some rows each, where the path allows.
-    pub(crate) fn forward_in_bands(&self, weights: &[f32], bias: &[f32], input: View<'_>, output: &mut [f32], scratch: &mut Scratch) {
-        let bands = rayon::current_num_threads().min(self.out_height);
-        if bands == 1 || self.forward_path() != ForwardPath::Direct {
-            return self.forward(weights, bias, input, &mut Results { output, before: &mut [], winners: &mut [] }, scratch);
+    pub(crate) fn forward_in_bands(&self, layer: &Weighted<'_>, input: View<'_>, output: &mut [f32], scratch: &mut Scratch) {
+        let threads = rayon::current_num_threads();
+        match self.forward_path() {
+            ForwardPath::Winograd if threads > 1 => self.bands_of_windows(threads, layer, input, output),
+            ForwardPath::Direct if threads > 1 => self.bands_of_rows(threads, layer, input, output, scratch),
+            _ => self.forward(layer, input, &mut Results { output, before: &mut [], winners: &mut [] }, scratch),
         }
+    }
+
+    fn bands_of_windows(&self, threads: usize, layer: &Weighted<'_>, input: View<'_>, output: &mut [f32]) {
+        let all = self.grid().0;
+        let rows = all.div_ceil(threads);
+        let size = rows * 2 / self.pool * self.out_width * self.filters;
+        output.par_chunks_mut(size).enumerate().for_each(|(index, output)| {
+            let range = index * rows..all.min((index + 1) * rows);
+            let mut results = Results { output, before: &mut [], winners: &mut [] };
+            scratch::with(|scratch| self.forward_minimally(layer, input, range, &mut results, scratch));
+        });
+    }
+
+    fn bands_of_rows(&self, threads: usize, layer: &Weighted<'_>, input: View<'_>, output: &mut [f32], scratch: &mut Scratch) {
+        let bands = threads.min(self.out_height);
         let staged = self.staged(input, Tile { image: 0, images: 1, row: 0, rows: self.computed().0 }, &mut scratch.image);
         let rows = self.out_height.div_ceil(bands);
         let step = self.pool * self.stride * self.padded_width * self.channels;
         output.par_chunks_mut(rows * self.out_width * self.filters).enumerate().for_each(|(index, output)| {
             let band = self.band(output.len() / (self.out_width * self.filters));
             let staged = &staged[index * rows * step..][..band.padded_len()];
-            band.forward_image(weights, bias, staged, &mut Results { output, before: &mut [], winners: &mut [] });
+            band.forward_image(layer.weights, layer.bias, staged, &mut Results { output, before: &mut [], winners: &mut [] });
         });
     }
 
@@ -432,17 +513,17 @@ impl Conv {
     /// overwritten.
     pub(crate) fn backward(&self, weights: Weights<'_>, kept: &Kept<'_>, gradient: &mut [f32], sums: &mut Sums<'_>, scratch: &mut Scratch) {
         match self.backward_path() {
-            path @ (BackwardPath::Direct | BackwardPath::MatrixProducts) => {
+            path @ (BackwardPath::Direct | BackwardPath::Winograd | BackwardPath::MatrixProducts) => {
                 let reference = if self.activation.needs_input() { kept.before } else { kept.output };
                 self.activation.backward(reference, gradient);
                 add_rows(gradient, &mut sums.partial.bias);
-                if path == BackwardPath::Direct {
-                    self.weights_directly(kept.input, gradient, sums, scratch);
-                } else {
-                    self.weights_by_products(kept.input, gradient, sums, scratch);
+                match path {
+                    BackwardPath::Direct => self.weights_directly(kept.input, gradient, sums, scratch),
+                    BackwardPath::Winograd => self.weights_minimally(kept.input, gradient, sums, scratch),
+                    _ => self.weights_by_products(kept.input, gradient, sums, scratch),
                 }
                 match sums.input.as_deref_mut() {
-                    Some(out) if self.input_is_direct() => self.input_directly(weights.reordered, gradient, out, scratch),
+                    Some(out) if self.input_is_convolution() => self.input_by_convolution(weights.reordered, gradient, out, scratch),
                     Some(out) => self.input_by_products(weights.by_patch, gradient, out, scratch),
                     None => {}
                 }
@@ -457,8 +538,8 @@ impl Conv {
     }
 
     /// Whether the input's gradient is computed as a convolution.
-    fn input_is_direct(&self) -> bool {
-        self.backward_path() == BackwardPath::Direct && self.stride == 1
+    fn input_is_convolution(&self) -> bool {
+        matches!(self.backward_path(), BackwardPath::Direct | BackwardPath::Winograd) && self.stride == 1
     }
 
     fn weights_directly(&self, input: View<'_>, gradient: &[f32], sums: &mut Sums<'_>, scratch: &mut Scratch) {
@@ -470,15 +551,25 @@ impl Conv {
         }
     }
 
-    fn input_directly(&self, turned_weights: &[f32], gradient: &[f32], out: &mut [f32], scratch: &mut Scratch) {
+    fn weights_minimally(&self, input: View<'_>, gradient: &[f32], sums: &mut Sums<'_>, scratch: &mut Scratch) {
+        let mut image = mem::take(&mut scratch.image);
+        let images = self.as_floats(input, &mut image);
+        winograd::add_weights_gradient(self, images, gradient, &mut sums.partial.weights, scratch);
+        scratch.image = image;
+    }
+
+    fn input_by_convolution(&self, turned_weights: &[f32], gradient: &[f32], out: &mut [f32], scratch: &mut Scratch) {
         let turned = self.turned();
-        let zeros = sized(&mut scratch.columns, self.channels);
-        zeros.fill(0.0);
+        let no_bias = vec![0.0; self.channels];
+        if turned.is_minimal() {
+            let mut results = Results { output: out, before: &mut [], winners: &mut [] };
+            return winograd::forward(&turned, turned_weights, &no_bias, gradient, 0..turned.grid().0, &mut results, scratch);
+        }
         let len = self.input_len();
         for tile in turned.whole_images(out.len() / len) {
             let staged = turned.staged(View::Floats(gradient), tile, &mut scratch.gradient);
             let output = &mut out[tile.image * len..(tile.image + tile.images) * len];
-            direct::forward(&turned, turned_weights, zeros, staged, &mut Results { output, before: &mut [], winners: &mut [] });
+            direct::forward(&turned, turned_weights, &no_bias, staged, &mut Results { output, before: &mut [], winners: &mut [] });
         }
     }
 

@@ -6,7 +6,7 @@ use dfdx::tensor::{Cpu, CpuError, Tape as _};
 use rayon::prelude::*;
 
 use crate::{
-    conv::{Conv, Kept, Partial, Results, Sums, Weights},
+    conv::{Conv, Kept, Partial, Results, Sums, Weighted, Weights},
     partition::{CHUNK, group_size, sum_in_order},
     scratch::{self, Aligned},
     tape::{Flow, LayerWeights, Tape, give, take},
@@ -26,6 +26,7 @@ pub(crate) fn forward(
     let mut before = vec![0.0; if conv.activation.needs_input() { batch * len } else { 0 }];
     let mut winners = vec![0; if conv.pool > 1 { batch * len } else { 0 }];
     let view = input.values.view();
+    let weighted = Weighted { weights: &layer.weights, prepared: layer.prepared.values(), bias: &layer.bias };
     let (size, count) = (CHUNK * len, batch.div_ceil(CHUNK));
     let befores = chunks(&mut before, size, count);
     let winner_chunks = chunks(&mut winners, size, count);
@@ -34,7 +35,7 @@ pub(crate) fn forward(
         let start = index * CHUNK * input_len;
         let view = view.range(start..start + images * input_len);
         let mut results = Results { output, before, winners };
-        scratch::with(|scratch| conv.forward(&layer.weights, &layer.bias, view, &mut results, scratch));
+        scratch::with(|scratch| conv.forward(&weighted, view, &mut results, scratch));
     });
 
     let output = Arc::new(output);

@@ -5,7 +5,7 @@ use std::{cell::RefCell, mem};
 use rayon::prelude::*;
 
 use crate::{
-    conv::Results,
+    conv::{Results, Weighted},
     error::NetworkError,
     examples::{Input, View},
     loss::{self, LossOptions, StepReport},
@@ -108,11 +108,13 @@ impl Network {
         match (&placed.block, input) {
             (Block::Conv(conv), input) => {
                 let (weights, bias) = self.values(cursor);
+                let prepared = self.parameters[cursor.parameter].prepared(&placed.block).values();
+                let layer = Weighted { weights, prepared, bias };
                 if output.len() == placed.output_len {
-                    return conv.forward_in_bands(weights, bias, input, output, scratch);
+                    return conv.forward_in_bands(&layer, input, output, scratch);
                 }
                 let mut results = Results { output, before: &mut [], winners: &mut [] };
-                conv.forward(weights, bias, input, &mut results, scratch);
+                conv.forward(&layer, input, &mut results, scratch);
             }
             (Block::Dense(dense), View::Floats(input)) => {
                 let (weights, bias) = self.values(cursor);

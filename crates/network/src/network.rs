@@ -1,6 +1,6 @@
 //! The network: weights, one training step, and its state.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use dfdx::{
     tensor::{Cpu, TensorFromVec},
@@ -17,6 +17,7 @@ use crate::{
     loss::{self, LossOptions, StepReport},
     optimiser::Optimiser,
     plan::{self, Block, Placed, Start, WeightSpec},
+    scratch::Aligned,
     tape::{Flow, LayerWeights, Tape, Vector},
     weights::{TensorData, read_tensors, write_tensors},
 };
@@ -29,6 +30,8 @@ pub(crate) struct Parameter {
     pub(crate) tensor: Vector,
     /// A copy of the tensor's values: those of a dfdx tensor can only be read by copying.
     pub(crate) values: Arc<Vec<f32>>,
+    /// The values in the order that their layer's kernel reads, made when first asked for.
+    prepared: OnceLock<Arc<Aligned>>,
 }
 
 impl Parameter {
@@ -41,12 +44,22 @@ impl Parameter {
         self.shape.len() > 1
     }
 
+    /// The weights of a block in the order that its kernel reads; empty where that is their own.
+    pub(crate) fn prepared(&self, block: &Block) -> &Arc<Aligned> {
+        self.prepared.get_or_init(|| match block {
+            Block::Conv(conv) => Arc::new(conv.prepared_weights(&self.values)),
+            _ => Arc::default(),
+        })
+    }
+
     /// After a step of the optimiser.
     fn refresh(&mut self) {
+        self.prepared.take();
         self.tensor.copy_into(Arc::make_mut(&mut self.values).as_mut_slice());
     }
 
     pub(crate) fn set(&mut self, values: &[f32]) {
+        self.prepared.take();
         self.tensor.copy_from(values);
         Arc::make_mut(&mut self.values).copy_from_slice(values);
     }
@@ -257,12 +270,12 @@ impl Network {
         for placed in &self.blocks {
             let device = &self.device;
             flow = match &placed.block {
-                Block::Conv(conv) => conv_op::forward(conv, &self.layer(cursor), &flow, batch, device, &mut tape)?,
-                Block::Dense(dense) => dense.forward_op(&self.layer(cursor), &flow, batch, device, &mut tape)?,
+                Block::Conv(conv) => conv_op::forward(conv, &self.layer(cursor, &placed.block), &flow, batch, device, &mut tape)?,
+                Block::Dense(dense) => dense.forward_op(&self.layer(cursor, &placed.block), &flow, batch, device, &mut tape)?,
                 Block::Pool(pool) => pool.forward_op(&flow, batch, device, &mut tape)?,
                 Block::Dropout(dropout) => dropout.forward_op(self.seed, step, &flow, device, &mut tape)?,
                 Block::BatchNorm(norm) => {
-                    let (flow, batch) = norm.forward_op(&self.layer(cursor), &flow, device, &mut tape)?;
+                    let (flow, batch) = norm.forward_op(&self.layer(cursor, &placed.block), &flow, device, &mut tape)?;
                     statistics.push(batch);
                     flow
                 }
@@ -272,11 +285,12 @@ impl Network {
         Ok((flow, tape, statistics))
     }
 
-    fn layer(&self, cursor: Cursor) -> LayerWeights {
+    fn layer(&self, cursor: Cursor, block: &Block) -> LayerWeights {
         let (weights, bias) = (&self.parameters[cursor.parameter], &self.parameters[cursor.parameter + 1]);
         LayerWeights {
             weights: weights.values.clone(),
             bias: bias.values.clone(),
+            prepared: weights.prepared(block).clone(),
             weights_tensor: weights.tensor.clone(),
             bias_tensor: bias.tensor.clone(),
         }
@@ -399,5 +413,11 @@ fn first_parameter(spec: &WeightSpec, layer: usize, seed: u64, stream: u64, devi
         Start::Random { inputs, outputs } => init::weights(count, inputs, outputs, seed, stream),
     };
     let tensor = device.try_tensor_from_vec(values.clone(), (count,))?;
-    Ok(Parameter { name: format!("layers.{layer}.{}", spec.name), shape: spec.shape.clone(), tensor, values: Arc::new(values) })
+    Ok(Parameter {
+        name: format!("layers.{layer}.{}", spec.name),
+        shape: spec.shape.clone(),
+        tensor,
+        values: Arc::new(values),
+        prepared: OnceLock::new(),
+    })
 }

@@ -438,7 +438,7 @@ fn each_instruction_set_agrees_with_plain_loops() {
     }
     for level in ["avx2", "baseline"] {
         let mut tests = std::process::Command::new(std::env::current_exe().unwrap());
-        let output = tests.args(["reference::", "--test-threads=2"]).env("EPISTEME_SIMD", level).output().unwrap();
+        let output = tests.args(["reference::", "winograd::", "--test-threads=2"]).env("EPISTEME_SIMD", level).output().unwrap();
         assert!(output.status.success(), "{level}: {}", String::from_utf8_lossy(&output.stdout));
     }
 }

@@ -15,6 +15,8 @@ pub(crate) struct Scratch {
     pub(crate) product: Vec<f32>,
     /// Gradients of images with their border.
     pub(crate) gradient: Vec<f32>,
+    /// Zeros, see [`zeros`].
+    pub(crate) zeros: Vec<f32>,
     /// The non-zeros of a sparse gradient.
     pub(crate) lists: Lists,
 }
@@ -45,6 +47,14 @@ pub(crate) fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     &mut buffer[start..start + len]
 }
 
+/// `len` zeros of a buffer that nobody else writes to.
+pub(crate) fn zeros(buffer: &mut Vec<f32>, len: usize) -> &[f32] {
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+    &buffer[..len]
+}
+
 /// The first value of a buffer that begins a cache line.
 fn start(buffer: &[f32]) -> usize {
     buffer.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE)
@@ -56,7 +66,7 @@ pub(crate) fn is_aligned(values: &[f32]) -> bool {
 }
 
 /// Zeros that begin a cache line.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Aligned {
     buffer: Vec<f32>,
     len: usize,

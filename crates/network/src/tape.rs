@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use dfdx::tensor::{Cpu, CpuError, Gradients, OwnedTape, Tensor, TensorFromVec};
 
-use crate::examples::Values;
+use crate::{examples::Values, scratch::Aligned};
 
 /// A dfdx tensor of one axis: the weights of a layer, or the node of a flow.
 pub(crate) type Vector = Tensor<(usize,), f32, Cpu>;
@@ -47,6 +47,8 @@ pub(crate) fn give(grads: &mut Grads, node: &Vector, gradient: Vec<f32>) -> Resu
 pub(crate) struct LayerWeights {
     pub(crate) weights: Arc<Vec<f32>>,
     pub(crate) bias: Arc<Vec<f32>>,
+    /// See [`Parameter::prepared`](crate::network::Parameter::prepared).
+    pub(crate) prepared: Arc<Aligned>,
     pub(crate) weights_tensor: Vector,
     pub(crate) bias_tensor: Vector,
 }

@@ -3,6 +3,8 @@
 //! one is a convolution itself.
 #![expect(clippy::undocumented_unsafe_blocks, reason = "all of it rests on what the callers of the unsafe functions promise")]
 
+use std::marker::PhantomData;
+
 use super::{
     Conv, Results,
     tile::{Finish, PAIR, SINGLE, Walk, even, for_filters, tile},
@@ -127,16 +129,17 @@ unsafe fn load_lanes<V: Vector>(values: &[f32], n: usize, count: usize, lanes: u
 }
 
 /// Where a tile's outputs go.
-struct Outputs<'a, 'b, V, const N: usize> {
-    conv: &'a Conv,
-    results: &'a mut Results<'b>,
+pub(super) struct Outputs<'a, 'b, V, const N: usize> {
+    pub(super) conv: &'a Conv,
+    pub(super) results: &'a mut Results<'b>,
     /// The first of these filters' outputs of this image.
-    first: usize,
+    pub(super) first: usize,
     /// The tile's first output before pooling.
-    y: usize,
-    x: usize,
-    lanes: usize,
-    bias: [V; N],
+    pub(super) y: usize,
+    pub(super) x: usize,
+    /// Lanes in use of the last vector.
+    pub(super) lanes: usize,
+    pub(super) bias: [V; N],
 }
 
 impl<V: Vector, const N: usize> Finish<V, N> for Outputs<'_, '_, V, N> {
@@ -234,7 +237,7 @@ for_each_vector! {
             };
             for row in 0..conv.rows {
                 for first in (0..run).step_by(most) {
-                    let out = AddTo::<V, N> { sums: sums[(row * run + first) * conv.filters + filter..].as_mut_ptr(), filters: conv.filters, lanes, of: std::marker::PhantomData };
+                    let out = AddTo::<V, N>::rows(&mut sums[(row * run + first) * conv.filters + filter..], conv.filters, lanes);
                     unsafe {
                         tile((1, most.min(run - first)), &walk, images[row * line + first..].as_ptr(), gradient[filter..].as_ptr(), out);
                     }
@@ -245,11 +248,20 @@ for_each_vector! {
 }
 
 /// Adds a tile of one row to rows of weights.
-struct AddTo<V, const N: usize> {
+pub(super) struct AddTo<V, const N: usize> {
     sums: *mut f32,
-    filters: usize,
+    /// From one row to the next.
+    pitch: usize,
     lanes: usize,
-    of: std::marker::PhantomData<V>,
+    of: PhantomData<V>,
+}
+
+impl<V, const N: usize> AddTo<V, N> {
+    /// Where the rows begin, how far they are apart, and the lanes in use of the last vector.
+    #[inline(always)]
+    pub(super) fn rows(sums: &mut [f32], pitch: usize, lanes: usize) -> Self {
+        Self { sums: sums.as_mut_ptr(), pitch, lanes, of: PhantomData }
+    }
 }
 
 impl<V: Vector, const N: usize> Finish<V, N> for AddTo<V, N> {
@@ -258,7 +270,7 @@ impl<V: Vector, const N: usize> Finish<V, N> for AddTo<V, N> {
         for (column, sums) in sums[0].iter().enumerate() {
             for (n, sum) in sums.iter().enumerate() {
                 unsafe {
-                    let to = self.sums.add(column * self.filters + n * V::LANES);
+                    let to = self.sums.add(column * self.pitch + n * V::LANES);
                     if n + 1 < N || self.lanes == V::LANES {
                         V::load(to).add(*sum).store(to);
                     } else {

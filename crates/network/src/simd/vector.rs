@@ -26,6 +26,7 @@ pub(crate) trait Vector: Copy {
     /// `self * factor + summand`.
     unsafe fn multiply_add(self, factor: Self, summand: Self) -> Self;
     unsafe fn add(self, other: Self) -> Self;
+    unsafe fn subtract(self, other: Self) -> Self;
     /// `other` where it is greater, lane by lane; where one is no number, `self`.
     unsafe fn or_greater(self, other: Self) -> Self;
     /// As [`Vector::or_greater`]; `place` becomes `at` in the lanes that changed.
@@ -77,6 +78,10 @@ mod x86 {
         #[inline(always)]
         unsafe fn add(self, other: Self) -> Self {
             unsafe { _mm512_add_ps(self, other) }
+        }
+        #[inline(always)]
+        unsafe fn subtract(self, other: Self) -> Self {
+            unsafe { _mm512_sub_ps(self, other) }
         }
         #[inline(always)]
         unsafe fn or_greater(self, other: Self) -> Self {
@@ -143,6 +148,10 @@ mod x86 {
             unsafe { _mm256_add_ps(self, other) }
         }
         #[inline(always)]
+        unsafe fn subtract(self, other: Self) -> Self {
+            unsafe { _mm256_sub_ps(self, other) }
+        }
+        #[inline(always)]
         unsafe fn or_greater(self, other: Self) -> Self {
             unsafe { _mm256_max_ps(other, self) }
         }
@@ -199,6 +208,10 @@ impl Vector for Portable {
     #[inline(always)]
     unsafe fn add(self, other: Self) -> Self {
         Portable(std::array::from_fn(|lane| self.0[lane] + other.0[lane]))
+    }
+    #[inline(always)]
+    unsafe fn subtract(self, other: Self) -> Self {
+        Portable(std::array::from_fn(|lane| self.0[lane] - other.0[lane]))
     }
     #[inline(always)]
     unsafe fn or_greater(self, other: Self) -> Self {
