@@ -6,8 +6,7 @@ use arrow::array::{Array, AsArray};
 use arrow::datatypes::Float32Type;
 use artifact::StageError;
 use dataset::{DATA_FILE, Images, Split, table};
-use network::{Input, Normalisation, Shape};
-use rayon::prelude::*;
+use network::{Batch, Input, Normalisation, Shape};
 use transform::Fitted;
 
 use crate::augment::Augmentation;
@@ -137,30 +136,37 @@ impl Examples {
     }
 
     /// Gathers these rows, example after example; images with that look, if there is one.
-    pub fn gather<'a>(&'a self, rows: &[usize], look: Option<&Look<'_>>, into: &'a mut Gathered) -> (Input<'a>, &'a [u32]) {
+    pub fn gather(&self, rows: &[usize], look: Option<&Look<'_>>, into: &mut Gathered) {
         into.labels.clear();
         into.labels.extend(rows.iter().map(|row| self.labels[*row]));
         let size = self.shape.len();
         match &self.values {
-            Values::Pixels { images, normalisation, fill } => {
+            Values::Pixels { images, fill, .. } => {
                 into.bytes.resize(rows.len() * size, 0);
                 let shape = images.shape();
                 let shape = (shape.height, shape.width, shape.channels);
                 let look = look.filter(|look| !look.augmentation.is_off());
-                into.bytes.par_chunks_exact_mut(size).zip(rows).for_each(|(out, row)| match (images.pixels(*row), look) {
+                into.bytes.chunks_exact_mut(size).zip(rows).for_each(|(out, row)| match (images.pixels(*row), look) {
                     (Some(pixels), Some(look)) => look.augmentation.apply(pixels, shape, fill, (look.seed, look.epoch, *row), out),
                     (Some(pixels), None) => out.copy_from_slice(pixels),
                     // A processed dataset holds no corrupt image; were there one, its place would be black.
                     (None, _) => out.fill(0),
                 });
-                (Input::Pixels { bytes: &into.bytes, normalisation }, &into.labels)
             }
             Values::Floats(values) => {
                 into.floats.clear();
                 rows.iter().for_each(|row| into.floats.extend_from_slice(&values[row * size..(row + 1) * size]));
-                (Input::Floats(&into.floats), &into.labels)
             }
         }
+    }
+
+    /// What was gathered, as the network takes it.
+    pub fn batch<'a>(&'a self, gathered: &'a Gathered) -> Batch<'a> {
+        let input = match &self.values {
+            Values::Pixels { normalisation, .. } => Input::Pixels { bytes: &gathered.bytes, normalisation },
+            Values::Floats(_) => Input::Floats(&gathered.floats),
+        };
+        Batch { input, labels: &gathered.labels }
     }
 }
 

@@ -10,6 +10,7 @@ mod card;
 mod checkpoint;
 mod classifier;
 mod examples;
+mod loader;
 mod model;
 mod schedule;
 mod training;

@@ -13,6 +13,7 @@ use rand_pcg::Pcg64;
 use crate::checkpoint::{Checkpoints, Standing, State};
 use crate::classifier::{Classifier, Keep, Watch};
 use crate::examples::{Examples, Gathered, Look};
+use crate::loader;
 use crate::model::{Epoch, Measured};
 
 /// Examples judged at once; has no bearing on the result.
@@ -67,6 +68,9 @@ struct Training<'a> {
     context: &'a RunContext<'a>,
     checkpoints: Option<Checkpoints>,
     last_checkpoint: Instant,
+    /// Time in which the network learnt, and how much of it the loader kept it waiting.
+    learnt: Duration,
+    waited: Duration,
     state: State,
 }
 
@@ -90,7 +94,12 @@ impl<'a> Training<'a> {
             let (epoch, steps) = (state.standing.history.len() + 1, state.standing.steps);
             context.info(format!("goes on from a checkpoint: epoch {epoch}, {steps} steps done"));
         }
-        Ok(Self { config, examples, loss, context, checkpoints, last_checkpoint: Instant::now(), state })
+        let kernels = state.network.kernels();
+        if !kernels.is_empty() {
+            context.info(format!("convolutions: {}", kernels.join("; ")));
+        }
+        let none = Duration::ZERO;
+        Ok(Self { config, examples, loss, context, checkpoints, last_checkpoint: Instant::now(), learnt: none, waited: none, state })
     }
 
     /// The epoch at work, from 1.
@@ -118,8 +127,9 @@ impl<'a> Training<'a> {
         let look = Look { augmentation: &config.augment, seed: config.seed(), epoch };
         let first = self.state.standing.steps;
         progress.add((first * config.batch).min(rows.len()) as u64);
-        let mut parts = Vec::new();
-        for batch in rows.chunks(config.batch).skip(first) {
+        let in_parts = |batch: &[usize]| batch.chunks(batch.len().div_ceil(config.accumulate)).map(<[usize]>::to_vec).collect::<Vec<_>>();
+        let clock = Instant::now();
+        let waited = loader::each_batch(self.examples, rows.chunks(config.batch).skip(first).map(in_parts), &look, |parts| {
             if let Err(stopped) = self.context.check_stop() {
                 // What was learnt is not lost to Ctrl-C either.
                 self.checkpoint()?;
@@ -127,17 +137,20 @@ impl<'a> Training<'a> {
             }
             let done = ((epoch as usize - 1) * steps + self.state.standing.steps) as f64 / all_steps;
             self.state.optimiser.set_rate_factor(config.schedule.factor(done, config.warm_up));
-            let report = self.step(batch, &look, &mut parts)?;
+            let report = self.step(parts)?;
             if !report.loss.is_finite() {
                 return Err(came_apart(report.loss, epoch, self.state.optimiser.learning_rate()));
             }
             let standing = &mut self.state.standing;
-            standing.losses += f64::from(report.loss) * batch.len() as f64;
+            let examples: usize = parts.iter().map(|part| part.labels.len()).sum();
+            standing.losses += f64::from(report.loss) * examples as f64;
             standing.correct += report.correct;
             standing.steps += 1;
-            progress.add(batch.len() as u64);
-            self.checkpoint_if_due()?;
-        }
+            progress.add(examples as u64);
+            self.checkpoint_if_due()
+        })?;
+        self.waited += waited;
+        self.learnt += clock.elapsed();
         let standing = &mut self.state.standing;
         let count = rows.len() as f64;
         let measured = Measured { loss: standing.losses / count, accuracy: standing.correct as f64 / count, macro_f1: None };
@@ -146,17 +159,8 @@ impl<'a> Training<'a> {
     }
 
     /// One step of the optimiser, in as many parts as asked for.
-    fn step(&mut self, batch: &[usize], look: &Look<'_>, gathered: &mut Vec<Gathered>) -> Result<StepReport, StageError> {
-        let rows: Vec<&[usize]> = batch.chunks(batch.len().div_ceil(self.config.accumulate)).collect();
-        gathered.resize_with(gathered.len().max(rows.len()), Gathered::default);
-        let parts: Vec<Batch<'_>> = rows
-            .iter()
-            .zip(gathered.iter_mut())
-            .map(|(rows, gathered)| {
-                let (input, labels) = self.examples.gather(rows, Some(look), gathered);
-                Batch { input, labels }
-            })
-            .collect();
+    fn step(&mut self, parts: &[Gathered]) -> Result<StepReport, StageError> {
+        let parts: Vec<Batch<'_>> = parts.iter().map(|part| self.examples.batch(part)).collect();
         let State { network, optimiser, average, .. } = &mut self.state;
         let report = network.train_step_in_parts(&parts, optimiser, self.loss).map_err(failed)?;
         if let (Some(average), Some(decay)) = (average, self.config.average) {
@@ -199,9 +203,9 @@ impl<'a> Training<'a> {
         let mut gathered = Gathered::default();
         let (mut labels, mut probabilities) = (Vec::new(), Vec::new());
         for batch in rows.chunks(EVALUATION_BATCH) {
-            let (input, of) = self.examples.gather(batch, None, &mut gathered);
-            probabilities.extend(self.state.network.probabilities(input).map_err(failed)?);
-            labels.extend_from_slice(of);
+            self.examples.gather(batch, None, &mut gathered);
+            probabilities.extend(self.state.network.probabilities(self.examples.batch(&gathered).input).map_err(failed)?);
+            labels.extend_from_slice(&gathered.labels);
         }
         Ok(Metrics::of(self.examples.classes(), &labels, &probabilities))
     }
@@ -225,6 +229,8 @@ impl<'a> Training<'a> {
     }
 
     fn end(mut self, judged: &[usize]) -> Result<Trained, StageError> {
+        let (learnt, waited) = (self.learnt.as_secs_f64(), self.waited.as_secs_f64());
+        self.context.info(format!("learnt for {learnt:.1} s, {:.1} % of it waiting for examples", 100.0 * waited / learnt.max(1e-9)));
         let history = std::mem::take(&mut self.state.standing.history);
         let last: Option<Snapshot> = self.state.average.take();
         let (weights, kept) = match (self.config.keep, self.state.best.take(), self.state.standing.best) {

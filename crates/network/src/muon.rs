@@ -13,7 +13,7 @@ const QUINTIC: [f32; 3] = [3.4445, -4.7750, 2.0315];
 
 /// One step of a weight seen as the matrix `[inputs of a sum, sums]`.
 pub(crate) fn update(config: &OptimiserConfig, factor: f64, parameter: &mut Parameter, velocity: &mut [f32], gradient: Vec<f32>) {
-    let OptimiserConfig::Muon { learning_rate, momentum, nesterov, weight_decay, .. } = *config else { return };
+    let OptimiserConfig::Muon { learning_rate, momentum, nesterov, weight_decay, normalise, .. } = *config else { return };
     let momentum = momentum as f32;
     let mut direction = gradient;
     for (velocity, direction) in velocity.iter_mut().zip(&mut direction) {
@@ -26,14 +26,18 @@ pub(crate) fn update(config: &OptimiserConfig, factor: f64, parameter: &mut Para
     // A matrix with more sums than inputs has room for longer steps.
     let rate = (learning_rate * factor) as f32 * (columns as f32 / rows as f32).max(1.0).sqrt();
     let keep = 1.0 - (learning_rate * factor * weight_decay) as f32;
-    let values: Vec<f32> = parameter.values.iter().zip(&direction).map(|(value, step)| keep * value - rate * step).collect();
+    let mut values: Vec<f32> = parameter.values.iter().zip(&direction).map(|(value, step)| keep * value - rate * step).collect();
+    if normalise {
+        let factor = (columns as f32).sqrt() / norm(&values);
+        values.iter_mut().for_each(|value| *value *= factor);
+    }
     parameter.set(&values);
 }
 
 /// Moves the singular values of a `[rows, columns]` matrix to between about 0.7 and 1.2: the Newton-Schulz iteration
 /// `X <- a X + b X Xᵀ X + c (X Xᵀ)² X` on the shorter side.
 fn orthogonalise(values: &mut [f32], rows: usize, columns: usize) {
-    let norm = values.iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>().sqrt() as f32 + 1e-7;
+    let norm = norm(values);
     values.iter_mut().for_each(|value| *value /= norm);
     let [a, b, c] = QUINTIC;
     // With the short side last, the square matrix is `XᵀX`, and the iteration reads from the right.
@@ -52,6 +56,11 @@ fn orthogonalise(values: &mut [f32], rows: usize, columns: usize) {
         multiply(&mut next, left, right, false);
         values.iter_mut().zip(&next).for_each(|(value, next)| *value = a * *value + next);
     }
+}
+
+/// Frobenius' norm, and never zero.
+fn norm(values: &[f32]) -> f32 {
+    values.iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>().sqrt() as f32 + 1e-7
 }
 
 #[cfg(test)]

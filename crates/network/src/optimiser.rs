@@ -75,6 +75,10 @@ pub enum OptimiserConfig {
         /// Share of each matrix, times the learning rate, that is taken off it each step.
         #[serde(default)]
         weight_decay: f64,
+        /// Keeps each matrix at the norm of an orthogonal one, so that steps keep their size beside it. For layers before a batch norm,
+        /// which takes the matrix's size out of the result.
+        #[serde(default)]
+        normalise: bool,
         /// Size of a step of all else, which is Adam's with its usual settings.
         #[serde(default = "adam_rate")]
         adam_learning_rate: f64,

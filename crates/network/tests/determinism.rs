@@ -71,7 +71,14 @@ fn one_two_and_three_threads_train_the_same_bytes() {
 fn a_resumed_training_ends_with_the_bytes_of_one_that_was_not_interrupted() {
     let sgd = OptimiserConfig::Sgd { learning_rate: 0.01, momentum: 0.9, nesterov: true, weight_decay: 1e-4 };
     let adamw = OptimiserConfig::Adam { learning_rate: 1e-3, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01 };
-    let muon = OptimiserConfig::Muon { learning_rate: 0.02, momentum: 0.9, nesterov: true, weight_decay: 1e-3, adam_learning_rate: 1e-3 };
+    let muon = OptimiserConfig::Muon {
+        learning_rate: 0.02,
+        momentum: 0.9,
+        nesterov: true,
+        weight_decay: 1e-3,
+        normalise: true,
+        adam_learning_rate: 1e-3,
+    };
     for config in [sgd, adamw, muon] {
         let whole = trained(&config, 5);
         let (weights, state, _) = trained(&config, 3);
