@@ -34,15 +34,16 @@ pub fn percent(share: f64) -> String {
     if (0.995..1.0).contains(&share) { format!("{:.2} %", share * 100.0) } else { format!("{:.1} %", share * 100.0) }
 }
 
-/// A number of bytes, images or features that is easy to read: four significant digits.
+/// A number that is easy to read: some four significant digits, and a minus that is as wide as a plus.
 pub fn number(value: f64) -> String {
-    match value.abs() {
+    let size = match value.abs() {
         0.0 => "0".into(),
-        size if size >= 10_000.0 => count(value.abs().round() as u64),
-        size if size >= 100.0 => format!("{value:.1}"),
-        size if size >= 0.01 => format!("{value:.3}"),
-        _ => format!("{value:.1e}"),
-    }
+        size if size >= 10_000.0 => count(size.round() as u64),
+        size if size >= 100.0 => format!("{size:.1}"),
+        size if size >= 0.01 => format!("{size:.3}"),
+        size => format!("{size:.1e}"),
+    };
+    if value < 0.0 { format!("−{size}") } else { size }
 }
 
 #[cfg(test)]
@@ -58,5 +59,7 @@ mod tests {
     fn numbers_read_well() {
         assert_eq!([0, 999, 1000, 1234567].map(count), ["0", "999", "1,000", "1,234,567"]);
         assert_eq!([0.5, 0.9951, 1.0].map(percent), ["50.0 %", "99.51 %", "100.0 %"]);
+        assert_eq!([0.0, 0.0123, -0.0123, -250.25, -20_000.0].map(number), ["0", "0.012", "−0.012", "−250.2", "−20,000"]);
+        assert_eq!(number(-0.00089), "−8.9e-4");
     }
 }

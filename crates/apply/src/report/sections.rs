@@ -121,10 +121,10 @@ fn columns(columns: &[ColumnProfile]) -> String {
                 let _ = write!(
                     body,
                     "<td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{} … {}</td><td>{}</td></tr>",
-                    signed(numbers.mean),
+                    number(numbers.mean),
                     number(numbers.deviation),
-                    signed(numbers.minimum),
-                    signed(numbers.maximum),
+                    number(numbers.minimum),
+                    number(numbers.maximum),
                     charts::histogram(&numbers.histogram)
                 );
             }
@@ -135,10 +135,6 @@ fn columns(columns: &[ColumnProfile]) -> String {
         }
     }
     body + "</tbody></table></div>"
-}
-
-fn signed(value: f64) -> String {
-    if value < 0.0 { format!("−{}", number(value)) } else { number(value) }
 }
 
 /// How it was learnt.
