@@ -9,8 +9,7 @@ use arrow::datatypes::{DataType, Field, Schema};
 use artifact::{Doing, StageError};
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 
-use crate::table::map_file;
-use crate::{ImageShape, ROW_GROUP_ROWS, Split};
+use crate::{ImageShape, MappedFile, ROW_GROUP_ROWS, Split};
 
 /// An image dataset in memory: labels and ids decoded, pixels as views into the mapped file.
 pub struct Images {
@@ -23,6 +22,7 @@ pub struct Images {
     pixels: Vec<BinaryViewArray>,
     /// First row of each batch, and the row count at the end.
     starts: Vec<usize>,
+    file: MappedFile,
 }
 
 impl Images {
@@ -32,7 +32,8 @@ impl Images {
     /// When the file cannot be read, is no image dataset, or holds an image of another size; each names the row.
     pub fn read(path: &Path) -> Result<Self, StageError> {
         let doing = || format!("reading the image dataset {}", path.display());
-        let bytes = map_file(path)?;
+        let file = MappedFile::open(path)?;
+        let bytes = file.bytes();
         let found = ArrowReaderMetadata::load(&bytes, ArrowReaderOptions::new()).doing(doing)?;
         let shape = ImageShape::from_metadata(found.schema().metadata()).map_err(|error| error.at(path.display()))?;
         let options = ArrowReaderOptions::new().with_schema(Arc::new(as_views(found.schema(), path)?));
@@ -49,12 +50,18 @@ impl Images {
             ids: Vec::new(),
             pixels: Vec::new(),
             starts: vec![0],
+            file,
         };
         let mut codes = HashMap::new();
         for batch in reader {
             images.add(&batch.doing(doing)?, &mut codes).map_err(|error| error.at(path.display()))?;
         }
         Ok(images)
+    }
+
+    /// Tells the kernel that images will be read in no order, again and again; see [`MappedFile::will_be_read_at_random`].
+    pub fn will_be_read_at_random(&self) {
+        self.file.will_be_read_at_random();
     }
 
     fn add(&mut self, batch: &RecordBatch, codes: &mut HashMap<String, u32>) -> Result<(), StageError> {
@@ -217,7 +224,7 @@ mod tests {
             writer.push(&row.to_string(), None, None, Some(&vec![row; shape.bytes()])).unwrap();
         }
         writer.finish().unwrap();
-        let footer = ArrowReaderMetadata::load(&map_file(&path).unwrap(), ArrowReaderOptions::new()).unwrap();
+        let footer = ArrowReaderMetadata::load(&MappedFile::open(&path).unwrap().bytes(), ArrowReaderOptions::new()).unwrap();
         assert_eq!(footer.metadata().row_groups().iter().map(|group| group.num_rows()).collect::<Vec<_>>(), [32, 1]);
         let images = Images::read(&path).unwrap();
         assert!((0..33).all(|row| images.pixels(row).unwrap().iter().all(|pixel| usize::from(*pixel) == row)));

@@ -9,10 +9,12 @@
 //! | [`split`] | [`Split`]: train, validation, test |
 //! | [`writer`] | [`ImageWriter`]: an image dataset, row by row |
 //! | [`images`] | [`Images`]: an image dataset over a memory map, pixels not copied |
+//! | [`mapped`] | [`MappedFile`]: a file as a memory map |
 //! | [`table`] | tables as Arrow record batches, read and written |
 //! | [`profile`] | [`Profile`]: counts and statistics, what the report draws |
 
 pub mod images;
+pub mod mapped;
 pub mod profile;
 pub mod shape;
 pub mod split;
@@ -20,6 +22,7 @@ pub mod table;
 pub mod writer;
 
 pub use images::Images;
+pub use mapped::MappedFile;
 pub use profile::{ColumnProfile, ImageProfile, Profile};
 pub use shape::ImageShape;
 pub use split::Split;

@@ -7,30 +7,13 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use artifact::{Doing, StageError};
-use bytes::Bytes;
-use memmap2::Mmap;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 
 use crate::ROW_GROUP_ROWS;
-
-/// A file's bytes over a memory map; an empty file gives no bytes.
-///
-/// # Errors
-/// When the file cannot be opened or mapped.
-pub fn map_file(path: &Path) -> Result<Bytes, StageError> {
-    let doing = || format!("opening {}", path.display());
-    let file = File::open(path).doing(doing)?;
-    if file.metadata().doing(doing)?.len() == 0 {
-        return Ok(Bytes::new());
-    }
-    // SAFETY: artifacts are read-only and never written again once sealed; for other files a change while they are
-    // mapped can change what is read or end this process (SIGBUS), which its orchestrator sees as this stage's failure.
-    let map = unsafe { Mmap::map(&file) }.doing(doing)?;
-    Ok(Bytes::from_owner(map))
-}
+use crate::mapped::MappedFile;
 
 /// Reads a Parquet file whole.
 ///
@@ -38,7 +21,7 @@ pub fn map_file(path: &Path) -> Result<Bytes, StageError> {
 /// When the file cannot be read or is no Parquet.
 pub fn read_table(path: &Path) -> Result<(SchemaRef, Vec<RecordBatch>), StageError> {
     let doing = || format!("reading the Parquet file {}", path.display());
-    let builder = ParquetRecordBatchReaderBuilder::try_new(map_file(path)?).doing(doing)?;
+    let builder = ParquetRecordBatchReaderBuilder::try_new(MappedFile::open(path)?.bytes()).doing(doing)?;
     let schema = Arc::clone(builder.schema());
     let reader = builder.with_batch_size(ROW_GROUP_ROWS).build().doing(doing)?;
     Ok((schema, reader.collect::<Result<Vec<_>, _>>().doing(doing)?))

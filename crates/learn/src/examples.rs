@@ -64,6 +64,7 @@ impl Examples {
         let (values, shape, labels, splits) = match &fitted {
             Fitted::Images(transform) => {
                 let images = Images::read(&path)?;
+                images.will_be_read_at_random();
                 transform.check_shape(images.shape())?;
                 let shape = Shape::Image { height: images.shape().height, width: images.shape().width, channels: images.shape().channels };
                 let rows = 0..images.len();

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use artifact::StageError;
 use bytes::Bytes;
+use dataset::MappedFile;
 use flate2::bufread::MultiGzDecoder;
 
 /// What gzip files begin with (RFC 1952, section 2.3.1).
@@ -21,7 +22,7 @@ pub(crate) struct Content {
 impl Content {
     /// Opens a file; `name` is its path within the input, as errors show it.
     pub(crate) fn open(name: &str, path: &Path) -> Result<Self, StageError> {
-        Ok(Self { name: name.to_owned(), raw: dataset::table::map_file(path)? })
+        Ok(Self { name: name.to_owned(), raw: MappedFile::open(path)?.bytes() })
     }
 
     /// The file's name in errors.

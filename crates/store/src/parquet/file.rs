@@ -7,6 +7,7 @@ use arrow::datatypes::SchemaRef;
 use artifact::StageError;
 use artifact::config::suggest;
 use bytes::Bytes;
+use dataset::MappedFile;
 
 use crate::content::describe;
 use crate::guard;
@@ -30,7 +31,7 @@ pub(super) struct Batches<'a> {
 impl ParquetFile {
     /// Reads the footer.
     pub(super) fn open(file: &Chosen) -> Result<Self, StageError> {
-        let bytes = dataset::table::map_file(file.path)?;
+        let bytes = MappedFile::open(file.path)?.bytes();
         check_magic(file.name, &bytes)?;
         let metadata = guard::caught(|| ArrowReaderMetadata::load(&bytes, ArrowReaderOptions::new()))
             .map_err(|panic| damaged(file.name).because(&Panicked(panic)))?
