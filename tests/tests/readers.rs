@@ -83,7 +83,8 @@ fn the_exported_weights_give_the_same_predictions_in_numpy_and_in_pytorch() {
 fn the_schema_accepts_every_pipeline_and_refuses_wrong_ones() {
     let scratch = Scratch::new();
     scratch.write("schema.json", scratch.episteme(&["schema"]).ok().stdout);
-    for entry in std::fs::read_dir(workspace().join("pipelines")).expect("it is there").flatten() {
+    let entries = std::fs::read_dir(workspace().join("pipelines")).expect("it is there").flatten();
+    for entry in entries.filter(|entry| entry.path().is_file()) {
         scratch.write(&format!("good/{}", entry.file_name().to_string_lossy()), std::fs::read(entry.path()).expect("a file"));
     }
     scratch.write("bad/key.toml", SMALL.replace("epochs", "epoch"));

@@ -181,11 +181,11 @@ fn spec_from_flags(stage: &StageType, matches: &ArgMatches, output: &Path) -> Re
     let parsed: Spanned<DeTable<'_>> = DeTable::parse(&text).map_err(|error| wrong(error.message().to_owned()))?;
     let config = (stage.from_toml)(parsed)?;
     let inputs: BTreeMap<String, Vec<PathBuf>> =
-        config.inputs().into_iter().map(|input| (input.key.to_owned(), input.stages.iter().map(PathBuf::from).collect())).collect();
+        config.inputs().into_iter().map(|input| (input.key.into_owned(), input.stages.iter().map(PathBuf::from).collect())).collect();
     let settings = Settings {
         mirrors: matches.get_many::<String>("@mirror").into_iter().flatten().cloned().collect(),
         base: std::env::current_dir().unwrap_or_default(),
-        scratch: None,
+        ..Settings::default()
     };
     let config = config.config().map_err(|error| wrong(error.to_string()))?;
     Ok(StageSpec {

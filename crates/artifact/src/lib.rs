@@ -13,6 +13,7 @@
 //! | [`digest`] | BLAKE3 digests: one hash for everything |
 //! | [`durable`] | temporary place, sync, rename: the one way to write what must last |
 //! | [`object_store`] | the content-addressed store and its cache records |
+//! | [`outside`] | files outside the store: found and digested, by a [`stat_cache`] where they are many |
 //! | [`event`] | the event stream |
 //! | [`worker`] | a stage in its own process, driven by a [`StageSpec`] file |
 //! | [`cli`] | the command line of the stage crates' binaries, made from the config types |
@@ -25,8 +26,10 @@ pub mod error;
 pub mod event;
 pub mod manifest;
 pub mod object_store;
+pub mod outside;
 pub mod spec;
 pub mod stage;
+pub mod stat_cache;
 pub mod worker;
 
 pub use config::ConfigProblem;

@@ -5,6 +5,7 @@
 //! STORE/cache/cd/cd34….json     cache key → artifact digest, and when, where and by which run it was made
 //! STORE/staging/RUN.STAGE/      an artifact in the making; renamed into objects/ when sealed
 //! STORE/scratch/KEY/            what a failed download left for its resumption
+//! STORE/stat/LIST               digests of files outside the store, by their sizes and times
 //! STORE/runs/RUN/               events.jsonl, one log a stage
 //! STORE/locks/NAME.lock         flock'ed while held; a dead holder's lock is free by itself
 //! ```
@@ -89,6 +90,11 @@ impl ObjectStore {
     /// Where a stage with this cache key keeps what outlives its failure.
     pub fn scratch(&self, key: &Digest) -> PathBuf {
         self.root.join("scratch").join(key.to_string())
+    }
+
+    /// Where digests of files outside the store are remembered.
+    pub fn stat_cache(&self) -> PathBuf {
+        self.root.join("stat")
     }
 
     /// A run's folder.

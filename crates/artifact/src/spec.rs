@@ -15,6 +15,8 @@ pub struct Settings {
     pub base: PathBuf,
     /// A folder that survives a failed stage, where a download is kept for its resumption; none: start afresh.
     pub scratch: Option<PathBuf>,
+    /// The folder that remembers the digests of files outside the store; none: they are read each time.
+    pub stat_cache: Option<PathBuf>,
 }
 
 /// One stage's work: the file that `episteme stage SPEC` and the crates' own binaries take.

@@ -86,8 +86,8 @@ impl fmt::Display for StageName {
 /// One config key that names stages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InputRef {
-    /// The key, such as `input` or `model`.
-    pub key: &'static str,
+    /// The key, such as `input` or `model`; dotted within a table: `inputs.raw`.
+    pub key: Cow<'static, str>,
     /// The stages it names, in order.
     pub stages: Vec<String>,
     /// The kinds of artifact that fit.
@@ -96,12 +96,12 @@ pub struct InputRef {
 
 impl InputRef {
     /// A key that names one stage.
-    pub fn one(key: &'static str, stage: &StageName, accepts: &'static [Kind]) -> Self {
-        Self { key, stages: vec![stage.0.clone()], accepts }
+    pub fn one(key: impl Into<Cow<'static, str>>, stage: &StageName, accepts: &'static [Kind]) -> Self {
+        Self { key: key.into(), stages: vec![stage.0.clone()], accepts }
     }
     /// A key that names any number of stages.
-    pub fn many(key: &'static str, stages: &[StageName], accepts: &'static [Kind]) -> Self {
-        Self { key, stages: stages.iter().map(|stage| stage.0.clone()).collect(), accepts }
+    pub fn many(key: impl Into<Cow<'static, str>>, stages: &[StageName], accepts: &'static [Kind]) -> Self {
+        Self { key: key.into(), stages: stages.iter().map(|stage| stage.0.clone()).collect(), accepts }
     }
 }
 
@@ -175,7 +175,7 @@ impl dyn AnyStage + '_ {
         let mut config = self.config()?;
         if let Some(keys) = config.as_object_mut() {
             for input in self.inputs() {
-                keys.remove(input.key);
+                keys.remove(input.key.split('.').next().unwrap_or_default());
             }
         }
         Ok(config)

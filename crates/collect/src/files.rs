@@ -1,14 +1,13 @@
 //! `collect.files`: a file, a folder or a glob of this machine, taken into the store.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use artifact::outside::{self, Found};
 use artifact::{ConfigProblem, Digest, Doing, Kind, Outcome, RunContext, Settings, Stage, StageError};
-use globset::GlobBuilder;
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use walkdir::WalkDir;
 
 use crate::archive::{self, Format, Limits};
 
@@ -47,9 +46,8 @@ impl Stage for Files {
     const GIVES: Kind = Kind::Files;
 
     fn check(&self) -> Vec<ConfigProblem> {
-        let glob = GlobBuilder::new(&self.path).literal_separator(true).build();
         let mut problems: Vec<ConfigProblem> =
-            glob.err().filter(|_| is_glob(&self.path)).map(|error| ConfigProblem::at("path", error.to_string())).into_iter().collect();
+            outside::glob_problem(&self.path).map(|problem| ConfigProblem::at("path", problem)).into_iter().collect();
         if self.path.is_empty() {
             problems.push(ConfigProblem::at("path", "`path` is empty").help("name a file, a folder or a glob"));
         }
@@ -57,11 +55,7 @@ impl Stage for Files {
     }
 
     fn outside(&self, settings: &Settings) -> Result<Option<Digest>, StageError> {
-        let found = self.found(settings)?;
-        let digests =
-            found.par_iter().map(|(name, path)| Ok((name, Digest::of_file(path).doing(|| format!("reading {}", path.display()))?)));
-        let digests = digests.collect::<Result<Vec<_>, StageError>>()?;
-        Digest::of_json(&digests).doing(|| "digesting the list of files".into()).map(Some)
+        outside::digest(&self.found(settings)?, settings).map(Some)
     }
 
     fn run(&self, context: &RunContext) -> Result<Outcome, StageError> {
@@ -87,61 +81,16 @@ impl Stage for Files {
 }
 
 impl Files {
-    /// What the path stands for now: names and files, by name.
-    fn found(&self, settings: &Settings) -> Result<Vec<(String, PathBuf)>, StageError> {
-        let path = settings.base.join(&self.path);
-        let mut found = match (path.exists(), is_glob(&self.path)) {
-            (true, _) if path.is_file() => vec![(file_name(&path), path.clone())],
-            (true, _) => walk(&path, None)?,
-            (false, true) => self.globbed(&path)?,
-            (false, false) => {
-                return Err(StageError::new("there is nothing at this path")
-                    .at(path.display())
-                    .help("correct `path`; it is relative to the pipeline file's folder"));
-            }
-        };
-        if found.is_empty() {
-            return Err(StageError::new("there is no file at this path").at(path.display()).help("put files there, or correct `path`"));
-        }
+    /// What the path stands for now.
+    fn found(&self, settings: &Settings) -> Result<Vec<Found>, StageError> {
+        let found = outside::find(&settings.base, &self.path)?;
         if found.len() as u64 > self.max_files {
             return Err(StageError::new(format!("{} files are more than `max_files` allows, {}", found.len(), self.max_files))
-                .at(path.display())
+                .at(settings.base.join(&self.path).display())
                 .help("raise `max_files` if this is right"));
         }
-        found.sort();
         Ok(found)
     }
-
-    fn globbed(&self, path: &Path) -> Result<Vec<(String, PathBuf)>, StageError> {
-        let text = path.to_string_lossy();
-        let glob = GlobBuilder::new(&text).literal_separator(true).build().doing(|| format!("reading the glob {text}"))?.compile_matcher();
-        let literal: PathBuf = path.components().take_while(|part| !is_glob(&part.as_os_str().to_string_lossy())).collect();
-        walk(&literal, Some(&glob))
-    }
-}
-
-fn is_glob(text: &str) -> bool {
-    text.contains(['*', '?', '[', '{'])
-}
-
-fn file_name(path: &Path) -> String {
-    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
-}
-
-/// Every file below a folder that matches, by its path from there. Links are followed; a loop of links is an error.
-fn walk(folder: &Path, glob: Option<&globset::GlobMatcher>) -> Result<Vec<(String, PathBuf)>, StageError> {
-    let mut found = Vec::new();
-    for entry in WalkDir::new(folder).follow_links(true) {
-        let entry = entry.doing(|| format!("listing {}", folder.display()))?;
-        if entry.file_type().is_file() && glob.is_none_or(|glob| glob.is_match(entry.path())) {
-            let relative = entry.path().strip_prefix(folder).unwrap_or(entry.path());
-            let name = relative
-                .to_str()
-                .ok_or_else(|| StageError::new("a file name is not valid UTF-8").at(entry.path().display()).help("rename the file"))?;
-            found.push((name.to_owned(), entry.path().to_owned()));
-        }
-    }
-    Ok(found)
 }
 
 fn copy(from: &Path, to: &Path) -> Result<(), StageError> {

@@ -87,7 +87,12 @@ fn run_in(dir: tempfile::TempDir, config: serde_json::Value, mirrors: &[String])
     assert_eq!(stage.check(), []);
     let output = dir.path().join("output");
     std::fs::create_dir_all(&output).expect("a folder");
-    let settings = Settings { mirrors: mirrors.to_vec(), base: dir.path().to_owned(), scratch: Some(dir.path().join("scratch")) };
+    let settings = Settings {
+        mirrors: mirrors.to_vec(),
+        base: dir.path().to_owned(),
+        scratch: Some(dir.path().join("scratch")),
+        ..Settings::default()
+    };
     let (sink, stop) = (Collected::default(), AtomicBool::new(false));
     let result = stage.run(&RunContext::new("raw", BTreeMap::new(), output, settings, &sink, &stop)).map(drop);
     Ran { result, events: sink.take(), dir }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::Sender;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use artifact::object_store::{Lock, remove_tree};
 use artifact::{Digest, Doing, Event, Level, StageError, StageSpec};
-use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, getppid, kill_process_group, set_parent_process_death_signal, waitid};
 
 /// How long a stage may take to end after it was asked to; then it is killed.
 const GRACE: Duration = Duration::from_secs(10);
@@ -61,7 +61,8 @@ impl Job {
         let stderr = File::create(&log).doing(|| format!("creating {}", log.display()))?;
         let mut command = Command::new(THIS_EXECUTABLE);
         command.arg("stage").arg(&spec_file).arg("--parent").arg(std::process::id().to_string());
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
+        // A group of its own: what a stage starts is ended with it.
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr).process_group(0);
         let mut child = command.spawn().doing(|| format!("starting a process for `{name}`"))?;
         if let Some(stdout) = child.stdout.take() {
             let name = name.clone();
@@ -91,12 +92,29 @@ impl Job {
     /// # Errors
     /// What the stage said, or, if it said nothing, how its process ended and the last of its log.
     pub fn end(&mut self) -> Result<(), StageError> {
+        self.end_group();
         let status = self.child.wait().doing(|| "waiting for the stage's process".into())?;
         match (self.error.take(), status.success()) {
-            (Some(error), _) => Err(error),
+            (Some(error), _) => Err(self.with_log(error)),
             (None, true) => Ok(()),
             (None, false) => Err(self.died(status)),
         }
+    }
+
+    /// Waits for its end, and then ends what it has left behind. The process is still there as a name (a zombie) meanwhile, so
+    /// that its group cannot be another's.
+    fn end_group(&self) {
+        let Some(pid) = pid(&self.child) else { return };
+        let _ = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
+        let _ = kill_process_group(pid, Signal::KILL);
+    }
+
+    /// Names the log where an error names no place and the log has something to say.
+    fn with_log(&self, mut error: StageError) -> StageError {
+        if error.place.is_none() && fs::metadata(&self.log).is_ok_and(|log| log.len() > 0) {
+            error.place = Some(self.log.display().to_string());
+        }
+        error
     }
 
     /// A process that ended without a word of its own.
@@ -118,19 +136,26 @@ impl Job {
 /// Asks all to end, waits, and kills those that do not; then removes what they were making.
 pub fn end_all(jobs: &mut [&mut Job]) {
     for job in jobs.iter() {
-        if let Some(pid) = i32::try_from(job.child.id()).ok().and_then(Pid::from_raw) {
-            let _ = kill_process(pid, Signal::TERM);
-        }
+        signal(&job.child, Signal::TERM);
     }
     let clock = Instant::now();
     for job in jobs {
         while matches!(job.child.try_wait(), Ok(None)) && clock.elapsed() < GRACE {
             std::thread::sleep(Duration::from_millis(10));
         }
-        let _ = job.child.kill();
+        signal(&job.child, Signal::KILL);
         let _ = job.child.wait();
         let _ = remove_tree(&job.staging);
     }
+}
+
+fn pid(child: &Child) -> Option<Pid> {
+    i32::try_from(child.id()).ok().and_then(Pid::from_raw)
+}
+
+/// To a stage's process and all that it started.
+fn signal(child: &Child, signal: Signal) {
+    let _ = pid(child).map(|pid| kill_process_group(pid, signal));
 }
 
 /// For the stage's process: ends with its orchestrator, even when that is killed. False when it is gone already.

@@ -4,6 +4,7 @@ mod begun;
 mod busy;
 mod child;
 mod cli;
+mod command;
 mod gc;
 mod graph;
 mod pipeline;

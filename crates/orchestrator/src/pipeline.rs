@@ -192,19 +192,19 @@ impl Pipeline {
         match (kind.from_toml)(Spanned::new(span, own)) {
             Err(found) => {
                 self.problems.extend(found);
-                let named = keys_that_name_stages(kind).into_iter().map(|key| (key, None));
-                declared.inputs = named.map(|(key, accepts)| Named { stages: names(table, &key), key, accepts }).collect();
+                let keys = keys_that_name_stages(kind).into_iter().flat_map(|key| dotted(table, key));
+                declared.inputs = keys.map(|key| Named { stages: names(table, &key), key, accepts: None }).collect();
             }
             Ok(mut stage) => {
                 stage.set_seed(seed);
                 let inputs = stage.inputs().into_iter().map(|input| {
-                    let written = names(table, input.key);
+                    let written = names(table, &input.key);
                     // A name that the config has by default is written nowhere: the stage itself is then pointed at.
                     let span = |name: &String| {
                         written.iter().find(|(text, _)| text == name).map_or_else(|| declared.span.clone(), |(_, span)| span.clone())
                     };
                     let stages = input.stages.iter().map(|name| (name.clone(), span(name))).collect();
-                    Named { key: input.key.to_owned(), stages, accepts: Some(input.accepts) }
+                    Named { key: input.key.into_owned(), stages, accepts: Some(input.accepts) }
                 });
                 declared.inputs = inputs.collect();
                 declared.stage = Some(stage);
@@ -242,15 +242,27 @@ fn no_toml(error: &toml::de::Error) -> ConfigProblem {
     ConfigProblem { span: error.span(), ..ConfigProblem::at("", format!("this is no TOML: {}", error.message())) }
 }
 
-/// The names in a config's key, a text or a list of texts, each with its place.
+/// The names in a config's key (dotted within a table), each with its place: a text, or a list or table of them.
 fn names(table: &DeTable<'_>, key: &str) -> Vec<(String, Range<usize>)> {
-    let name = |value: &Spanned<DeValue<'_>>| value.get_ref().as_str().map(|name| (name.to_owned(), value.span()));
-    match table.get(key) {
-        Some(value) => match value.get_ref() {
-            DeValue::Array(items) => items.iter().filter_map(name).collect(),
-            _ => name(value).into_iter().collect(),
-        },
-        None => Vec::new(),
+    let mut keys = key.split('.');
+    let first = keys.next().and_then(|key| table.get(key));
+    let found = keys.try_fold(first, |value, key| Some(value?.get_ref().as_table()?.get(key)));
+    found.flatten().map(names_within).unwrap_or_default()
+}
+
+fn names_within(value: &Spanned<DeValue<'_>>) -> Vec<(String, Range<usize>)> {
+    match value.get_ref() {
+        DeValue::Array(items) => items.iter().flat_map(names_within).collect(),
+        DeValue::Table(entries) => entries.iter().flat_map(|(_, value)| names_within(value)).collect(),
+        plain => plain.as_str().map(|name| (name.to_owned(), value.span())).into_iter().collect(),
+    }
+}
+
+/// The key itself, or, where a table stands there, the dotted keys of its entries.
+fn dotted(table: &DeTable<'_>, key: String) -> Vec<String> {
+    match table.get(key.as_str()).map(Spanned::get_ref) {
+        Some(DeValue::Table(entries)) => entries.keys().map(|name| format!("{key}.{}", name.get_ref())).collect(),
+        _ => vec![key],
     }
 }
 
@@ -258,16 +270,19 @@ fn names(table: &DeTable<'_>, key: &str) -> Vec<(String, Range<usize>)> {
 fn keys_that_name_stages(kind: &StageType) -> Vec<String> {
     let schema = (kind.schema)().to_value();
     let properties = schema["properties"].as_object().into_iter().flatten();
-    properties.filter(|(_, property)| names_a_stage(property)).map(|(key, _)| key.clone()).collect()
+    properties.filter(|(_, property)| names_a_stage(property, &schema)).map(|(key, _)| key.clone()).collect()
 }
 
-fn names_a_stage(schema: &Value) -> bool {
+fn names_a_stage(schema: &Value, root: &Value) -> bool {
+    let within = |schema: &Value| names_a_stage(schema, root);
     match schema {
         Value::Object(entries) => {
+            let defined = entries.get("$ref").and_then(Value::as_str).and_then(|path| root.pointer(path.trim_start_matches('#')));
             entries.get("format").is_some_and(|format| format == "stage")
-                || ["items", "anyOf", "oneOf"].iter().any(|key| entries.get(*key).is_some_and(names_a_stage))
+                || defined.is_some_and(within)
+                || ["items", "anyOf", "oneOf", "additionalProperties"].iter().any(|key| entries.get(*key).is_some_and(within))
         }
-        Value::Array(cases) => cases.iter().any(names_a_stage),
+        Value::Array(cases) => cases.iter().any(within),
         _ => false,
     }
 }

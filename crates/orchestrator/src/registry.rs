@@ -2,7 +2,12 @@
 
 use artifact::StageType;
 
-/// All stage types, in the order of the way: collect, store, process, learn, apply.
+use crate::command::Command;
+
+/// Of no step of the way in particular: any program.
+const COMMAND: &[StageType] = &[StageType::of::<Command>()];
+
+/// All stage types, in the order of the way: collect, store, process, learn, apply; then any program.
 pub fn stages() -> Vec<StageType> {
-    [collect::STAGES, store::STAGES, process::STAGES, learn::STAGES, apply::STAGES].concat()
+    [collect::STAGES, store::STAGES, process::STAGES, learn::STAGES, apply::STAGES, COMMAND].concat()
 }

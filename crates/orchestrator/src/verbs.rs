@@ -62,6 +62,7 @@ fn settings(global: &Global, plan: &Plan) -> Settings {
         mirrors: global.mirrors.iter().filter(|mirror| !mirror.is_empty()).map(absolute).collect(),
         base: plan.base.clone(),
         scratch: None,
+        stat_cache: Some(global.store.join("stat")),
     }
 }
 

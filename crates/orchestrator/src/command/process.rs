@@ -1,0 +1,166 @@
+//! The program at work: what it prints goes to the stage's log, and how it ends is how the stage ends.
+
+use std::collections::VecDeque;
+use std::io::{self, BufRead, BufReader, PipeReader, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use artifact::{Doing, RunContext, StageError};
+use rustix::process::{Pid, Signal, getpgrp, getpid, getppid, kill_process_group, set_parent_process_death_signal};
+
+/// How often a waiting stage looks whether its orchestrator is still there.
+const LOOK: Duration = Duration::from_millis(50);
+/// How long what a program left behind may hold its output open.
+const LEFT_BEHIND: Duration = Duration::from_secs(1);
+/// How many lines of a failed program's output are shown.
+const LAST_LINES: usize = 12;
+
+/// Runs a program to its end. `secrets` are struck out of what it prints.
+///
+/// # Errors
+/// When it cannot be started, or ends in any way but with exit code 0: with the last lines of its output.
+pub fn run(program: Command, place: &Path, secrets: &[(String, String)], context: &RunContext) -> Result<(), StageError> {
+    let parent = getppid();
+    // An orchestrator that dies must not leave the program behind: this process outlives it for long enough to see to that.
+    let _ = set_parent_process_death_signal(None);
+    let shown = shown(&program);
+    let (mut child, output) = start(program, place)?;
+    let (last_lines, closed) = pass_on(output, secrets.to_vec());
+    let status = wait(&mut child, &closed, parent, context).doing(|| "waiting for the program".into())?;
+    let _ = set_parent_process_death_signal(Some(Signal::KILL));
+    end_with(parent);
+    context.check_stop()?;
+    if status.success() {
+        return Ok(());
+    }
+    let how = match (status.signal(), status.code()) {
+        (Some(9), _) => "was killed (signal 9): by hand, or by the kernel because memory ran out".to_owned(),
+        (Some(signal), _) => format!("was ended by signal {signal}"),
+        (None, code) => format!("ended with exit code {}", code.unwrap_or_default()),
+    };
+    let mut error = StageError::new(format!("`{shown}` {how}"));
+    error.causes = last_lines.join().unwrap_or_default().into();
+    Err(error)
+}
+
+/// The command's first line, for people; of a shell's text, the text.
+fn shown(program: &Command) -> String {
+    let words: Vec<_> = std::iter::once(program.get_program()).chain(program.get_args()).map(|word| word.to_string_lossy()).collect();
+    let text = match words.as_slice() {
+        [shell, flags, text] if shell == "/bin/sh" && flags == "-ec" => text.trim().to_owned(),
+        words => words.join(" "),
+    };
+    const LONGEST: usize = 80;
+    let line = text.lines().next().unwrap_or_default();
+    let cut: String = line.chars().take(LONGEST).collect();
+    if cut.len() < text.len() { format!("{cut} …") } else { cut }
+}
+
+fn start(mut program: Command, place: &Path) -> Result<(Child, PipeReader), StageError> {
+    if !place.is_dir() {
+        return Err(StageError::new("`directory` is no folder").at(place.display()).help("it is relative to the pipeline file"));
+    }
+    let (output, theirs) = io::pipe().doing(|| "making a pipe".into())?;
+    let also_theirs = theirs.try_clone().doing(|| "making a pipe".into())?;
+    program.stdin(Stdio::null()).stdout(also_theirs).stderr(theirs);
+    let child = program.spawn().map_err(|error| {
+        let name = program.get_program().to_string_lossy();
+        match error.kind() {
+            io::ErrorKind::NotFound => StageError::new(format!("there is no program `{name}`")).help(
+                "name one that PATH finds, or one by its path from `directory`; a line of shell is written as a text, not as a list of words",
+            ),
+            io::ErrorKind::PermissionDenied => StageError::new(format!("`{name}` may not be run")).help(format!("chmod +x {name}")),
+            _ => StageError::new(format!("failed starting `{name}`")).because(&error),
+        }
+    })?;
+    // With `program` goes our own end that writes: the output then ends with its last writer.
+    Ok((child, output))
+}
+
+/// Passes lines on to the log until the output is closed; the last ones are kept. The receiver hears of the end.
+fn pass_on(output: PipeReader, secrets: Vec<(String, String)>) -> (JoinHandle<VecDeque<String>>, Receiver<()>) {
+    let (closing, closed) = channel();
+    let lines = std::thread::spawn(move || {
+        let mut last = VecDeque::new();
+        let mut log = io::stderr().lock();
+        for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+            let line = redacted(&String::from_utf8_lossy(&line), &secrets);
+            // A full disk is told of where it matters: at what the program makes.
+            let _ = writeln!(log, "{line}");
+            last.push_back(line);
+            if last.len() > LAST_LINES {
+                last.pop_front();
+            }
+        }
+        drop(closing);
+        last
+    });
+    (lines, closed)
+}
+
+/// A line in which each secret, and each line of a longer one, is replaced by its name.
+fn redacted(line: &str, secrets: &[(String, String)]) -> String {
+    let mut line = line.to_owned();
+    for (name, value) in secrets {
+        for part in value.lines().map(str::trim).filter(|part| !part.is_empty()) {
+            line = line.replace(part, &format!("[{name}]"));
+        }
+    }
+    line
+}
+
+fn wait(child: &mut Child, closed: &Receiver<()>, parent: Option<Pid>, context: &RunContext) -> io::Result<ExitStatus> {
+    let mut ended: Option<Instant> = None;
+    while closed.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+        end_with(parent);
+        if child.try_wait()?.is_none() {
+            continue;
+        }
+        if ended.get_or_insert_with(Instant::now).elapsed() > LEFT_BEHIND {
+            context.warn("it left a process behind that keeps its output open: that one is ended with the stage");
+            break;
+        }
+    }
+    // It has closed its output: most often this is its end.
+    let mut pause = Duration::from_micros(50);
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        std::thread::sleep(pause);
+        pause = LOOK.min(pause * 2);
+        end_with(parent);
+    }
+}
+
+/// Ends this process and all that it started, if its orchestrator is gone.
+fn end_with(parent: Option<Pid>) {
+    if getppid() != parent && getpgrp() == getpid() {
+        let _ = kill_process_group(getpid(), Signal::KILL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_struck_out_line_by_line() {
+        let secrets = [("KEY".to_owned(), "hush".to_owned()), ("PEM".to_owned(), "begin\nabc\n".to_owned())];
+        assert_eq!(redacted("hush: abc begins", &secrets), "[KEY]: [PEM] [PEM]s");
+    }
+
+    #[test]
+    fn a_long_command_is_shown_by_its_beginning() {
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-ec", "first\nsecond"]);
+        assert_eq!(shown(&shell), "first …");
+        let mut words = Command::new("python");
+        words.arg("x.py");
+        assert_eq!(shown(&words), "python x.py");
+    }
+}

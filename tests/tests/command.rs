@@ -1,0 +1,263 @@
+//! Any program as a stage: what it is given, what it must leave, what is remembered, and how it is ended.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use episteme_tests::{Said, Scratch, finish, workspace};
+
+/// A scratch folder with this pipeline.
+fn scratch(pipeline: &str) -> Scratch {
+    let scratch = Scratch::new();
+    scratch.write("p.toml", pipeline);
+    scratch
+}
+
+fn run(scratch: &Scratch) -> Said {
+    scratch.episteme(&["run", "p.toml", "--json"])
+}
+
+#[track_caller]
+fn status(said: &Said, stage: &str) -> String {
+    said.stages()[stage].0.clone()
+}
+
+/// A file of a stage's artifact.
+#[track_caller]
+fn made(scratch: &Scratch, said: &Said, stage: &str, file: &str) -> String {
+    let digest = said.stages()[stage].1.clone();
+    fs::read_to_string(scratch.store().join("objects").join(&digest[..2]).join(&digest).join(file)).unwrap()
+}
+
+/// Every file of a folder that holds this text.
+fn holding(folder: &Path, text: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let found = entries.flat_map(|path| match path.is_dir() {
+        true => holding(&path, text),
+        false => fs::read(&path)
+            .is_ok_and(|bytes| bytes.windows(text.len()).any(|window| window == text.as_bytes()))
+            .then_some(path)
+            .into_iter()
+            .collect(),
+    });
+    found.collect()
+}
+
+#[track_caller]
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let clock = Instant::now();
+    while !holds() {
+        assert!(clock.elapsed() < Duration::from_secs(30), "{what} never came");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+// --- what it is given, what it leaves ------------------------------------------------------------------------------------
+
+#[test]
+fn a_table_that_a_program_makes_goes_into_the_store_like_any_other() {
+    let scratch = scratch(
+        "[stages.made]\nuses = 'command'\nrun = 'printf \"a,b\\n1,2\\n3,4\\n\" > ${output}/t.csv'\noutputs = ['t.csv']\n\
+         [stages.rows]\nuses = 'store.csv'\ninput = 'made'\n",
+    );
+    let first = run(&scratch).ok();
+    assert_eq!((status(&first, "made"), status(&first, "rows")), ("ran".into(), "ran".into()));
+    let again = run(&scratch).ok();
+    assert_eq!((status(&again, "made"), status(&again, "rows")), ("cached".into(), "cached".into()));
+    scratch.sound();
+}
+
+#[test]
+fn inputs_are_found_by_name_in_the_text_in_the_environment_and_as_words() {
+    let scratch = Scratch::new();
+    scratch.write(
+        "a b/p.toml",
+        "[stages.one]\nuses = 'command'\nrun = 'echo 1 > ${output}/n'\n[stages.two]\nuses = 'command'\nrun = 'echo 2 > \"${output}/n\"'\n\
+         [stages.text]\nuses = 'command'\ninputs = { first = 'one', all = ['one', 'two'] }\n\
+         run = 'cat ${inputs.first}/n \"$EPISTEME_INPUT_FIRST/n\" > $EPISTEME_OUTPUT/got; ls -d ${inputs.all} | wc -l >> ${output}/got'\n\
+         [stages.words]\nuses = 'command'\ninputs = { all = ['one', 'two'] }\noutputs = ['got']\n\
+         run = ['sh', '-c', 'cat \"$1/n\" \"$2/n\" > got', 'sh', '${inputs.all}']\n",
+    );
+    let said = finish(scratch.command(&["run", "a b/p.toml", "--json", "--store", "a b/store"])).ok();
+    let store = scratch.path().join("a b/store/objects");
+    let read =
+        |stage: &str| fs::read_to_string(store.join(&said.stages()[stage].1[..2]).join(&said.stages()[stage].1).join("got")).unwrap();
+    let lines = |text: String| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(
+        (lines(read("text")), lines(read("words"))),
+        (["1", "1", "2"].map(String::from).to_vec(), ["1", "2"].map(String::from).to_vec())
+    );
+    assert!(!scratch.path().join("a b/got").exists(), "what was made in the working directory has been moved");
+}
+
+#[test]
+fn an_output_that_is_not_made_fails_the_stage_and_says_where_it_was_looked_for() {
+    let scratch = scratch("[stages.made]\nuses = 'command'\nrun = 'touch ${output}/here'\noutputs = ['here', 'there', 'stale']\n");
+    scratch.write("stale", "of yesterday");
+    let said = scratch.episteme(&["run", "p.toml"]);
+    said.fails(1, &["did not make `there`, `stale`", "was there before", "${output}"]);
+    assert_eq!(fs::read_to_string(scratch.path().join("stale")).unwrap(), "of yesterday");
+}
+
+#[test]
+fn numbers_in_the_metrics_file_are_metrics_and_named_outputs_are_results() {
+    let scratch = scratch(
+        "[stages.made]\nuses = 'command'\nmetrics = 'm.json'\noutputs = { card = 'card.txt' }\n\
+         run = '''echo '{\"test\": {\"cost\": 2.5}}' > ${output}/m.json; echo hello > ${output}/card.txt'''\n",
+    );
+    let finished = run(&scratch).ok().finished();
+    assert_eq!(finished["metrics"]["test.cost"], 2.5);
+    assert_eq!(fs::read_to_string(finished["outputs"]["card"].as_str().unwrap()).unwrap(), "hello\n");
+}
+
+// --- what is remembered ----------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_changed_file_runs_the_program_again_and_a_touched_one_does_not() {
+    let scratch = scratch("[stages.made]\nuses = 'command'\nrun = ['sh', 'lib/x.sh']\nfiles = ['lib/*.sh']\noutputs = ['o']\n");
+    scratch.write("lib/x.sh", "echo 1 > o");
+    assert_eq!(status(&run(&scratch).ok(), "made"), "ran");
+    scratch.write("lib/x.sh", "echo 1 > o");
+    assert_eq!(status(&run(&scratch).ok(), "made"), "cached");
+    scratch.write("lib/y.sh", "");
+    assert_eq!(status(&run(&scratch).ok(), "made"), "ran");
+    scratch.write("lib/x.sh", "echo 2 > o");
+    let last = run(&scratch).ok();
+    assert_eq!((status(&last, "made").as_str(), made(&scratch, &last, "made", "o").as_str()), ("ran", "2\n"));
+}
+
+#[test]
+fn a_program_sees_what_was_declared_of_the_environment_and_nothing_else() {
+    let scratch = scratch(
+        "[stages.made]\nuses = 'command'\nrun = 'echo $GIVEN $TAKEN $OTHER > ${output}/o'\nenv = { GIVEN = 'g' }\nenv_from = ['TAKEN']\n",
+    );
+    let run = |taken: &str, other: &str| {
+        let mut command = scratch.command(&["run", "p.toml", "--json"]);
+        command.env("TAKEN", taken).env("OTHER", other);
+        finish(command).ok()
+    };
+    let first = run("t", "x");
+    assert_eq!(made(&scratch, &first, "made", "o"), "g t\n");
+    assert_eq!(status(&run("t", "y"), "made"), "cached");
+    assert_eq!(made(&scratch, &run("u", "y"), "made", "o"), "g u\n");
+    run_without(&scratch).fails(2, &["`env_from` asks for the environment variable TAKEN", "not set"]);
+}
+
+fn run_without(scratch: &Scratch) -> Said {
+    scratch.episteme(&["run", "p.toml"])
+}
+
+#[test]
+fn a_secret_is_used_and_neither_stored_nor_shown_nor_part_of_the_key() {
+    let scratch = scratch(
+        "[stages.made]\nuses = 'command'\nsecrets = ['TOKEN']\nenv = { END = 'sesame' }\n\
+         run = '''echo \"the token is $TOKEN\"; test \"$TOKEN\" = \"open-$END\"; echo done > ${output}/o'''\n",
+    );
+    let with = |name: &str, value: &str| {
+        let mut command = scratch.command(&["run", "p.toml"]);
+        command.env(name, value);
+        finish(command)
+    };
+    let wrong = with("TOKEN", "a-wrong-one");
+    wrong.fails(1, &["the token is [TOKEN]", "exit code 1"]);
+    assert!(!wrong.stderr.contains("a-wrong-one"));
+    with("TOKEN", "open-sesame").ok();
+    for secret in ["open-sesame", "a-wrong-one"] {
+        assert_eq!(holding(&scratch.store(), secret), Vec::<PathBuf>::new());
+    }
+    assert!(with("TOKEN", "another").ok().stdout.contains("1 cached"), "a new token is no reason to run again");
+    let file = scratch.write("token.txt", "open-sesame\n");
+    with("TOKEN_FILE", &file.to_string_lossy()).ok();
+    scratch.episteme(&["run", "p.toml"]).fails(2, &["`secrets`", "TOKEN_FILE"]);
+}
+
+// --- how it ends -----------------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_program_that_fails_is_told_with_its_last_lines_and_its_log() {
+    let scratch = scratch("[stages.made]\nuses = 'command'\nrun = '''seq 1 100; echo at last >&2; false; echo never'''\n");
+    let said = scratch.episteme(&["run", "p.toml"]);
+    said.fails(1, &["`seq 1 100; echo at last", "exit code 1", "because at last", "because 100", "made.log"]);
+    assert!(!said.stderr.contains("because 80") && !said.stderr.contains("because never"), "{}", said.stderr);
+    scratch.sound();
+}
+
+#[test]
+fn a_program_that_is_not_there_and_a_folder_that_is_not_there_are_named() {
+    let missing = scratch("[stages.made]\nuses = 'command'\nrun = ['no-such-program', 'x']\n");
+    missing.episteme(&["run", "p.toml"]).fails(1, &["there is no program `no-such-program`", "list of words"]);
+    let nowhere = scratch("[stages.made]\nuses = 'command'\nrun = 'true'\ndirectory = 'nowhere'\n");
+    nowhere.episteme(&["run", "p.toml"]).fails(1, &["`directory` is no folder", "nowhere"]);
+}
+
+#[test]
+fn every_mistake_in_a_command_is_told_before_anything_runs() {
+    let scratch = scratch(
+        "[stages.raw]\nuses = 'command'\nrun = 3\n[stages.made]\nuses = 'command'\nrun = 'cat ${inputs.rwa}/x'\ninputs = { raw = 'rw' }\n\
+         [stages.out]\nuses = 'command'\nrun = 'true'\noutputs = ['../x']\nfile = ['x']\nenv_from = ['A-B']\n[stages.env]\nuses = 'command'\nrun = 'true'\nenv_from = ['A-B']\noutputs = ['../x']\n",
+    );
+    scratch.episteme(&["run", "p.toml"]).fails(
+        2,
+        &[
+            "a text for the shell, or a list of words",
+            "`inputs` has no `rwa`",
+            "did you mean `raw`?",
+            "`inputs.raw` of `made` names the stage `rw`",
+            "`command` has no key `file`",
+            "did you mean `files`?",
+            "`A-B` cannot name an environment variable",
+            "`../x` is no path within the stage's output",
+        ],
+    );
+}
+
+const SLEEPS: &str = "[stages.made]\nuses = 'command'\ndirectory = '.'\nrun = 'sh -c \"echo \\$\\$ > pid; sleep 1000; true\"; true'\n";
+
+/// Whether the program's own child is at work.
+fn is_alive(pid: &str) -> bool {
+    Path::new("/proc").join(pid.trim()).exists()
+}
+
+#[test]
+fn whatever_ends_a_run_ends_its_programs_and_what_they_started() {
+    for signal in ["-TERM", "-INT", "-KILL"] {
+        let scratch = scratch(SLEEPS);
+        let mut run = scratch.command(&["run", "p.toml"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let file = scratch.path().join("pid");
+        wait_until("the program", || fs::read_to_string(&file).is_ok_and(|pid| pid.ends_with('\n')));
+        let pid = fs::read_to_string(&file).unwrap();
+        assert!(is_alive(&pid));
+        std::process::Command::new("kill").args([signal, &run.id().to_string()]).status().unwrap();
+        let code = run.wait().unwrap().code();
+        assert_eq!(code, (signal != "-KILL").then_some(130));
+        wait_until("the program's end", || !is_alive(&pid));
+    }
+}
+
+#[test]
+fn what_a_program_leaves_running_is_ended_with_its_stage() {
+    let scratch = scratch("[stages.made]\nuses = 'command'\nrun = 'sleep 1000 & echo $! > pid; echo x > ${output}/o'\n");
+    let said = scratch.episteme(&["run", "p.toml"]).ok();
+    assert!(said.stderr.contains("left a process behind"), "{}", said.stderr);
+    let pid = fs::read_to_string(scratch.path().join("pid")).unwrap();
+    wait_until("the end of what was left", || !is_alive(&pid));
+}
+
+#[test]
+fn the_example_pipeline_runs_and_then_has_nothing_to_do() {
+    let scratch = Scratch::new();
+    for file in ["command.toml", "command/features.awk"] {
+        scratch.write(file, fs::read(workspace().join("pipelines").join(file)).unwrap());
+    }
+    let first = scratch.episteme(&["run", "command.toml", "--json"]).ok();
+    assert!(first.finished()["metrics"]["validation.accuracy"].as_f64().unwrap() > 0.9, "{}", first.finished());
+    assert!(first.stages().values().all(|(status, _)| status == "ran"));
+    let again = scratch.episteme(&["run", "command.toml", "--json"]).ok();
+    assert!(again.stages().values().all(|(status, _)| status == "cached"));
+    scratch.write("command/features.awk", fs::read_to_string(scratch.path().join("command/features.awk")).unwrap() + "# no change\n");
+    let commented = scratch.episteme(&["run", "command.toml", "--json"]).ok();
+    assert_eq!((status(&commented, "features").as_str(), status(&commented, "rows").as_str()), ("ran", "cached"));
+    scratch.sound();
+}
