@@ -1,7 +1,9 @@
 """The speed of a network, declared as Episteme declares it, in PyTorch (training) and ONNX Runtime (forward).
 
-Usage: network.py HEIGHTxWIDTHxCHANNELS BATCH train|forward LAYER...
+Usage: network.py HEIGHTxWIDTHxCHANNELS BATCH train|forward LAYER...   (a residual block is JSON)
 """
+import json
+import math
 import os
 import statistics
 import sys
@@ -21,31 +23,51 @@ torch.manual_seed(0)
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 
 
-def build():
-    modules, c = [], channels
+class Residual(nn.Module):
+    def __init__(self, branch, shortcut, activation):
+        super().__init__()
+        self.branch, self.shortcut, self.activation = branch, shortcut, ACTIVATIONS.get(activation, nn.Identity)()
+
+    def forward(self, x):
+        return self.activation(self.branch(x) + self.shortcut(x))
+
+
+def build(layers, shape):
+    """The layers as a module, and the shape of what they give for one example."""
+    modules = nn.Sequential()
     for text in layers:
-        kind, *words = text.split()
-        if kind == "conv":
-            rows, columns = map(int, words[1].split("x"))
-            stride = int(words[words.index("stride") + 1]) if "stride" in words else 1
-            padding = "same" if "same" in words and stride == 1 else rows // 2 if "same" in words else 0
-            modules.append(nn.Conv2d(c, int(words[0]), (rows, columns), stride=stride, padding=padding))
-            c = int(words[0])
-        elif kind == "pool":
-            modules.append(nn.MaxPool2d(int(words[0])))
-        elif kind == "globalpool":
-            modules += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-        elif kind == "batchnorm":
-            modules.append(nn.BatchNorm2d(c))
-        elif kind == "dense":
-            if not any(isinstance(module, (nn.Flatten, nn.Linear)) for module in modules):
-                modules.append(nn.Flatten())
-            with torch.inference_mode():
-                n = nn.Sequential(*modules).eval()(torch.zeros(1, channels, height, width)).shape[1]
-            modules.append(nn.Linear(n, int(words[0])))
-        if words and words[-1] in ACTIVATIONS:
-            modules.append(ACTIVATIONS[words[-1]]())
-    return nn.Sequential(*modules)
+        if isinstance(text, dict) or text.startswith("{"):
+            block = text if isinstance(text, dict) else json.loads(text)
+            ways = [build(block.get(key, []), shape)[0] for key in ("residual", "shortcut")]
+            module = Residual(*ways, block.get("activation"))
+        else:
+            module = layer(text, shape)
+        modules.append(module)
+        with torch.inference_mode():
+            shape = tuple(module.eval()(torch.zeros(2, *shape)).shape[1:])
+        module.train()
+    return modules, shape
+
+
+def layer(text, shape):
+    kind, *words = text.split()
+    c = shape[0]
+    if kind == "conv":
+        rows, columns = map(int, words[1].split("x"))
+        stride = int(words[words.index("stride") + 1]) if "stride" in words else 1
+        padding = "same" if "same" in words and stride == 1 else rows // 2 if "same" in words else 0
+        module = nn.Conv2d(c, int(words[0]), (rows, columns), stride=stride, padding=padding)
+    elif kind == "pool":
+        module = nn.MaxPool2d(int(words[0]))
+    elif kind == "globalpool":
+        module = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    elif kind == "batchnorm":
+        module = nn.BatchNorm2d(c) if len(shape) == 3 else nn.BatchNorm1d(c)
+    elif kind == "dense":
+        module = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), int(words[0])))
+    else:
+        sys.exit(f"no peer for the layer `{text}`")
+    return nn.Sequential(module, ACTIVATIONS[words[-1]]()) if words and words[-1] in ACTIVATIONS else module
 
 
 def rate(step, images, rounds=5):
@@ -58,7 +80,7 @@ def rate(step, images, rounds=5):
     return statistics.median(rates)
 
 
-net = build()
+net, _ = build(layers, (channels, height, width))
 if mode == "train":
     net = net.to(memory_format=torch.channels_last)
     optimiser = torch.optim.Adam(net.parameters())

@@ -26,7 +26,7 @@ pub(super) fn bench(args: &[String]) -> Done {
 }
 
 /// The networks that are timed: a name, the shape of an image, the layers.
-const NETWORKS: [(&str, &str, &[&str]); 7] = [
+const NETWORKS: [(&str, &str, &[&str]); 8] = [
     (
         "reference",
         "32x32x3",
@@ -54,6 +54,18 @@ const NETWORKS: [(&str, &str, &[&str]); 7] = [
             "conv 128 3x3 same",
             "pool 2",
             "batchnorm gelu",
+            "globalpool",
+            "dense 10",
+        ],
+    ),
+    (
+        "residual",
+        "32x32x3",
+        &[
+            "conv 32 3x3 same relu",
+            r#"{"residual": ["conv 32 3x3 same", "batchnorm relu", "conv 32 3x3 same", "batchnorm"], "activation": "relu"}"#,
+            r#"{"residual": ["conv 64 3x3 stride 2 same", "batchnorm relu", "conv 64 3x3 same", "batchnorm"], "shortcut": ["conv 64 1x1 stride 2"], "activation": "relu"}"#,
+            r#"{"residual": ["conv 128 3x3 stride 2 same", "batchnorm relu", "conv 128 3x3 same", "batchnorm"], "shortcut": ["conv 128 1x1 stride 2"], "activation": "relu"}"#,
             "globalpool",
             "dense 10",
         ],

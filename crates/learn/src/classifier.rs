@@ -17,8 +17,9 @@ use crate::training;
 pub struct Classifier {
     /// The processed dataset to learn from.
     pub input: StageName,
-    /// The network, layer by layer: `"conv 32 3x3 relu"`, `"pool 2"`, `"batchnorm"`, `"dropout 0.5"`, `"dense 10"`. The last one
-    /// has an output for each class.
+    /// The network, layer by layer: `"conv 32 3x3 relu"`, `"pool 2"`, `"batchnorm"`, `"dropout 0.5"`, `"dense 10"`; a residual block
+    /// is a table: `{ residual = ["conv 64 3x3 same relu", "conv 64 3x3 same"], activation = "relu" }`, with a `shortcut = ["conv 64 1x1"]` where
+    /// shapes differ. The last one has an output for each class.
     pub layers: Vec<LayerSpec>,
     /// The images' height, width and channels, stated so that layers that do not fit are reported before anything runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -218,7 +219,7 @@ impl Stage for Classifier {
         if let (Some(input), false) = (self.declared_shape(), self.layers.is_empty()) {
             let architecture = Architecture { input, layers: self.layers.clone() };
             for problem in architecture.check().err().into_iter().flat_map(|error| error.problems) {
-                let place = problem.layer.map_or_else(|| "layers".to_owned(), |layer| format!("layers.{layer}"));
+                let place = problem.place.map_or_else(|| "layers".to_owned(), |place| format!("layers.{place}"));
                 problems.push(ConfigProblem::at(&place, problem.message));
             }
         }

@@ -1,11 +1,11 @@
 //! Images a second of a network, training or forward, as `name value unit` lines; the value is the median of five rounds.
 //!
 //! `cargo run --release -p episteme-network --example throughput SHAPE BATCH train|forward LAYER…`, such as
-//! `32x32x3 64 train "conv 32 3x3 relu" "pool 2" "dense 10"`; or `peak`, the machine's dense arithmetic limit. Threads: `RAYON_NUM_THREADS`.
+//! `32x32x3 64 train "conv 32 3x3 relu" "pool 2" "dense 10"` (a residual block in JSON); or `peak`, the machine's dense arithmetic limit. Threads: `RAYON_NUM_THREADS`.
 
 use std::time::Instant;
 
-use network::{Architecture, Batch, Input, LossOptions, Network, Normalisation, Optimiser, OptimiserConfig, Shape, peak_flops};
+use network::{Architecture, Batch, Input, LayerSpec, LossOptions, Network, Normalisation, Optimiser, OptimiserConfig, Shape, peak_flops};
 
 /// As in the binaries.
 #[global_allocator]
@@ -22,7 +22,7 @@ fn main() -> Result<(), Error> {
     let sides: Vec<usize> = shape.split('x').map(str::parse).collect::<Result<_, _>>()?;
     let [height, width, channels] = sides[..] else { return Err("the shape is HEIGHTxWIDTHxCHANNELS".into()) };
     let batch: usize = batch.parse()?;
-    let layers = layers.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+    let layers = layers.iter().map(|text| layer(text)).collect::<Result<_, _>>()?;
     let architecture = Architecture { input: Shape::Image { height, width, channels }, layers };
     let mut network = Network::new(&architecture, 7)?;
     network.kernels().iter().for_each(|kernel| eprintln!("{kernel}"));
@@ -43,6 +43,11 @@ fn main() -> Result<(), Error> {
         println!("episteme_forward {rate:.0} images/s");
     }
     Ok(())
+}
+
+/// A layer as a text, or a residual block in JSON.
+fn layer(text: &str) -> Result<LayerSpec, Error> {
+    if text.starts_with('{') { Ok(serde_json::from_str(text)?) } else { Ok(text.parse()?) }
 }
 
 /// Images a second, the median of five rounds after one to warm up.

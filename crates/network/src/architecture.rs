@@ -5,7 +5,11 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::layer::{Activation, LayerSpec, Padding};
+mod check;
+
+pub(crate) use check::{output_shape, same_padding, windows};
+
+use crate::layer::LayerSpec;
 
 /// The largest pooling window: the position of a window's maximum is kept in one byte.
 pub(crate) const MAX_WINDOW: usize = 15;
@@ -69,11 +73,38 @@ pub struct Architecture {
     pub layers: Vec<LayerSpec>,
 }
 
+/// A layer's place, also within the residual blocks that hold it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// From [`Architecture::layers`] on, counted from 0, as weights are named: `3`, `3.residual.0`, `3.shortcut.1`.
+    pub(crate) path: String,
+    /// Counted from 1, for people: `4`, `4.1`, `4.s2`.
+    pub(crate) number: String,
+}
+
+impl Place {
+    pub(crate) fn top(index: usize) -> Self {
+        Place { path: index.to_string(), number: (index + 1).to_string() }
+    }
+
+    /// Of a layer of the residual block at this place.
+    pub(crate) fn residual(&self, index: usize) -> Self {
+        Place { path: format!("{}.residual.{index}", self.path), number: format!("{}.{}", self.number, index + 1) }
+    }
+
+    /// Of a layer of its shortcut.
+    pub(crate) fn shortcut(&self, index: usize) -> Self {
+        Place { path: format!("{}.shortcut.{index}", self.path), number: format!("{}.s{}", self.number, index + 1) }
+    }
+}
+
 /// What [`Architecture::check`] finds out about one layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerReport {
-    /// The layer in its canonical text.
-    pub layer: LayerSpec,
+    /// The layer's number, from 1; within a residual block that is layer 4 they are `4.1`, `4.2`, …, and `4.s1`, … in its shortcut.
+    pub number: String,
+    /// The layer in its canonical text; of a residual block, what is left to do once its layers are done.
+    pub layer: String,
     /// The shape of what it gives for one example.
     pub output: Shape,
     /// How many numbers it learns.
@@ -87,7 +118,7 @@ pub struct LayerReport {
 pub struct ArchitectureReport {
     /// The shape of one example.
     pub input: Shape,
-    /// One entry a layer.
+    /// One entry a layer; those of a residual block stand before the block itself.
     pub layers: Vec<LayerReport>,
 }
 
@@ -111,9 +142,10 @@ impl ArchitectureReport {
 /// One reason why an [`Architecture`] cannot be built.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The layer's place in [`Architecture::layers`], from 0; `None` where the input or the network as a whole is at fault.
-    pub layer: Option<usize>,
-    /// What is wrong and what to do; complete by itself (it names the layer, counted from 1).
+    /// The layer's place in [`Architecture::layers`], from 0: `3`, or `3.residual.0` and `3.shortcut.0` within a residual block; `None` where
+    /// the input or the network as a whole is at fault.
+    pub place: Option<String>,
+    /// What is wrong and what to do; complete by itself (it names the layer, counted from 1: `4`, `4.1`, `4.s1`).
     pub message: String,
 }
 
@@ -133,166 +165,19 @@ impl fmt::Display for ArchitectureError {
 
 impl std::error::Error for ArchitectureError {}
 
-/// The size of the output along one axis, or `None` where not one window fits.
-pub(crate) fn windows(size: usize, window: usize, stride: usize) -> Option<usize> {
-    size.checked_sub(window).map(|rest| rest / stride + 1)
-}
-
-/// Zeros before and after one axis for [`Padding::Same`]: `ceil(size / stride)` windows, the odd zero behind.
-pub(crate) fn same_padding(size: usize, window: usize, stride: usize) -> (usize, usize) {
-    let needed = (size.div_ceil(stride) - 1) * stride + window;
-    let total = needed.saturating_sub(size);
-    (total / 2, total - total / 2)
-}
-
-impl Architecture {
-    /// Follows the shape of an example through all layers.
-    ///
-    /// # Errors
-    ///
-    /// Every layer that does not fit, not only the first: behind a fault the check goes on with the shape that was
-    /// probably meant.
-    pub fn check(&self) -> Result<ArchitectureReport, ArchitectureError> {
-        let mut problems = Vec::new();
-        if self.input.is_empty() {
-            let message = format!("an example of shape {} has no values; every side must be above zero", self.input);
-            problems.push(Problem { layer: None, message });
-            return Err(ArchitectureError { problems });
-        }
-        let mut shape = self.input;
-        let mut layers = Vec::with_capacity(self.layers.len());
-        for (index, layer) in self.layers.iter().enumerate() {
-            let output = output_shape(layer, shape);
-            let reached = shape;
-            shape = output.shape;
-            if let Some(reason) = output.problem {
-                let message = format!("layer {} `{layer}`: {reason}", index + 1);
-                problems.push(Problem { layer: Some(index), message });
-            }
-            let (parameters, flops) = costs(layer, reached, shape);
-            layers.push(LayerReport { layer: layer.clone(), output: shape, parameters, flops });
-        }
-        problems.extend(self.check_end(shape));
-        if problems.is_empty() { Ok(ArchitectureReport { input: self.input, layers }) } else { Err(ArchitectureError { problems }) }
-    }
-
-    /// What comes out must be logits: a flat list without an activation.
-    fn check_end(&self, shape: Shape) -> Option<Problem> {
-        let Some(last) = self.layers.last() else {
-            let message = "there are no layers; the least is one `dense CLASSES`".to_owned();
-            return Some(Problem { layer: None, message });
-        };
-        let index = self.layers.len() - 1;
-        let reason = match (last, shape) {
-            (LayerSpec::Dense { activation, .. }, _) if *activation != Activation::None => {
-                "the last layer gives the logits and takes no activation; the loss applies the softmax".to_owned()
-            }
-            (_, Shape::Image { .. }) => {
-                format!("the network ends in an image of {shape}; end it with `dense CLASSES` or `globalpool`")
-            }
-            _ => return None,
-        };
-        Some(Problem { layer: Some(index), message: format!("layer {} `{last}`: {reason}", index + 1) })
-    }
-}
-
-/// The shape behind a layer; where the layer does not fit, the reason and the shape to go on with.
-struct Output {
-    shape: Shape,
-    problem: Option<String>,
-}
-
-fn fits(shape: Shape) -> Output {
-    Output { shape, problem: None }
-}
-
-fn output_shape(layer: &LayerSpec, input: Shape) -> Output {
-    match *layer {
-        LayerSpec::Dense { units: 0, .. } | LayerSpec::Conv { filters: 0, .. } => {
-            Output { shape: input, problem: Some("it must give at least one value".into()) }
-        }
-        LayerSpec::Dense { units, .. } => fits(Shape::Features(units)),
-        LayerSpec::Dropout { .. } | LayerSpec::BatchNorm { .. } => fits(input),
-        LayerSpec::Conv { .. } | LayerSpec::MaxPool { .. } | LayerSpec::AveragePool { .. } | LayerSpec::GlobalPool => {
-            let Shape::Image { height, width, channels } = input else {
-                let problem = format!("it needs an image, but a list of {input} values reaches it; put it before the first `dense`");
-                return Output { shape: input, problem: Some(problem) };
-            };
-            spatial_output(layer, height, width, channels)
-        }
-    }
-}
-
-fn spatial_output(layer: &LayerSpec, height: usize, width: usize, channels: usize) -> Output {
-    match *layer {
-        LayerSpec::Conv { filters, kernel: (rows, columns), stride, padding, .. } => {
-            let same = Shape::Image { height: height.div_ceil(stride.max(1)), width: width.div_ceil(stride.max(1)), channels: filters };
-            if rows == 0 || columns == 0 || stride == 0 {
-                return Output { shape: same, problem: Some("kernel and stride must be above zero".into()) };
-            }
-            if padding == Padding::Same {
-                return fits(same);
-            }
-            match (windows(height, rows, stride), windows(width, columns, stride)) {
-                (Some(height), Some(width)) => fits(Shape::Image { height, width, channels: filters }),
-                _ => {
-                    let problem = format!(
-                        "a {rows}x{columns} kernel does not fit the {height}x{width} image that reaches it; pool less before it, take a smaller kernel, or use `same`"
-                    );
-                    Output { shape: same, problem: Some(problem) }
-                }
-            }
-        }
-        LayerSpec::MaxPool { window, stride } | LayerSpec::AveragePool { window, stride } => {
-            let same = Shape::Image { height, width, channels };
-            if window == 0 || stride == 0 || window > MAX_WINDOW {
-                let problem = format!("the window must have 1 to {MAX_WINDOW} rows and the stride be above zero");
-                return Output { shape: same, problem: Some(problem) };
-            }
-            match (windows(height, window, stride), windows(width, window, stride)) {
-                (Some(height), Some(width)) => fits(Shape::Image { height, width, channels }),
-                _ => {
-                    let problem = format!(
-                        "a {window}x{window} window does not fit the {height}x{width} image that reaches it; take it out or pool less before it"
-                    );
-                    Output { shape: same, problem: Some(problem) }
-                }
-            }
-        }
-        _ => fits(Shape::Features(channels)),
-    }
-}
-
-/// Learned numbers and forward operations of a layer.
-fn costs(layer: &LayerSpec, input: Shape, output: Shape) -> (usize, u64) {
-    let values = output.len() as u64;
-    match *layer {
-        LayerSpec::Conv { filters, kernel: (rows, columns), .. } => {
-            let products = rows * columns * input.channels();
-            (products * filters + filters, 2 * products as u64 * values)
-        }
-        LayerSpec::Dense { units, .. } => (input.len() * units + units, 2 * input.len() as u64 * values),
-        LayerSpec::BatchNorm { .. } => (2 * input.channels(), 2 * values),
-        LayerSpec::MaxPool { window, .. } | LayerSpec::AveragePool { window, .. } => (0, (window * window) as u64 * values),
-        LayerSpec::GlobalPool => (0, input.len() as u64),
-        LayerSpec::Dropout { .. } => (0, 0),
-    }
-}
-
 impl fmt::Display for ArchitectureReport {
     /// A table: number, layer, output, parameters, operations; then the totals.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let texts: Vec<String> = self.layers.iter().map(|layer| layer.layer.to_string()).collect();
-        let width = texts.iter().map(String::len).max().unwrap_or(0).max("layer".len());
-        writeln!(f, "{:>3}  {:<width$}  {:>12}  {:>12}  {:>12}", "#", "layer", "output", "parameters", "MFLOP")?;
-        writeln!(f, "{:>3}  {:<width$}  {:>12}  {:>12}  {:>12}", "", "input", self.input.to_string(), "", "")?;
-        for (index, (layer, text)) in self.layers.iter().zip(&texts).enumerate() {
-            let (output, parameters) = (layer.output.to_string(), grouped(layer.parameters));
-            let mega = layer.flops as f64 / 1e6;
-            writeln!(f, "{:>3}  {text:<width$}  {output:>12}  {parameters:>12}  {mega:>12.3}", index + 1)?;
+        let longest = |of: fn(&LayerReport) -> &str, least: usize| self.layers.iter().map(|layer| of(layer).len()).fold(least, usize::max);
+        let (digits, width) = (longest(|layer| &layer.number, 3), longest(|layer| &layer.layer, "layer".len()));
+        writeln!(f, "{:>digits$}  {:<width$}  {:>12}  {:>12}  {:>12}", "#", "layer", "output", "parameters", "MFLOP")?;
+        writeln!(f, "{:>digits$}  {:<width$}  {:>12}  {:>12}  {:>12}", "", "input", self.input.to_string(), "", "")?;
+        for LayerReport { number, layer, output, parameters, flops } in &self.layers {
+            let (output, parameters, mega) = (output.to_string(), grouped(*parameters), *flops as f64 / 1e6);
+            writeln!(f, "{number:>digits$}  {layer:<width$}  {output:>12}  {parameters:>12}  {mega:>12.3}")?;
         }
         let mega = self.flops() as f64 / 1e6;
-        write!(f, "{:>3}  {:<width$}  {:>12}  {:>12}  {mega:>12.3}", "", "total", "", grouped(self.parameters()))
+        write!(f, "{:>digits$}  {:<width$}  {:>12}  {:>12}  {mega:>12.3}", "", "total", "", grouped(self.parameters()))
     }
 }
 
@@ -346,6 +231,39 @@ mod tests {
         assert!(found[0].starts_with("layer 3 `conv 64 9x9`: a 9x9 kernel does not fit the 2x2 image that reaches it"), "{}", found[0]);
         assert!(found[1].starts_with("layer 5 `pool 2`: it needs an image, but a list of 4 values"), "{}", found[1]);
         assert!(found[2].starts_with("layer 6 `dense 10 relu`: the last layer gives the logits"), "{}", found[2]);
+    }
+
+    fn with_block(block: &str) -> Architecture {
+        let block = serde_json::from_str(block).unwrap();
+        let mut network = net(image(32, 32, 3), &["conv 16 3x3 same relu", "globalpool", "dense 10"]);
+        network.layers.insert(1, block);
+        network
+    }
+
+    #[test]
+    fn the_layers_of_a_residual_block_are_counted_below_it() {
+        let block = r#"{"residual": ["conv 32 3x3 stride 2 same relu", "conv 32 3x3 same"], "shortcut": ["conv 32 1x1 stride 2"], "activation": "relu"}"#;
+        let report = with_block(block).check().unwrap();
+        let numbers: Vec<&str> = report.layers.iter().map(|layer| layer.number.as_str()).collect();
+        assert_eq!(numbers, ["1", "2.1", "2.2", "2.s1", "2", "3", "4"]);
+        assert_eq!(report.layers[4].layer, "residual relu");
+        assert_eq!((report.layers[4].output, report.layers[4].flops), (image(16, 16, 32), 16 * 16 * 32));
+        assert_eq!(report.parameters(), 448 + 4_640 + 9_248 + 544 + 330, "what Keras counts");
+    }
+
+    #[test]
+    fn ways_that_end_unlike_are_refused_with_a_shortcut_that_would_do() {
+        let problem = |block: &str| with_block(block).check().unwrap_err().problems.remove(0);
+        let found = problem(r#"{"residual": ["conv 32 3x3 stride 2 same"], "activation": "relu"}"#);
+        assert_eq!(found.place.as_deref(), Some("1"));
+        let expected = "layer 2 `residual relu`: its layers give 16x16x32 where 32x32x16 came in, and the two are added up: `shortcut = [\"conv 32 1x1 stride 2\"]` would make them alike";
+        assert_eq!(found.message, expected);
+        let found = problem(r#"{"residual": ["conv 16 3x3"], "shortcut": ["conv 16 5x5"]}"#).message;
+        assert!(found.contains("its layers give 30x30x16 and its shortcut 28x28x16"), "{found}");
+        let found = problem(r#"{"residual": ["conv 16 3x3 same", "conv 8 40x1"]}"#);
+        assert_eq!(found.place.as_deref(), Some("1.residual.1"));
+        assert!(found.message.starts_with("layer 2.2 `conv 8 40x1`: a 40x1 kernel does not fit"), "{}", found.message);
+        assert!(problem(r#"{"residual": []}"#).message.contains("it has no layers"));
     }
 
     #[test]

@@ -125,6 +125,14 @@ pub(crate) enum View<'a> {
 }
 
 impl<'a> View<'a> {
+    /// Values of all examples together.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            View::Pixels { bytes, .. } => bytes.len(),
+            View::Floats(values) => values.len(),
+        }
+    }
+
     pub(crate) fn range(&self, range: Range<usize>) -> View<'a> {
         match *self {
             View::Pixels { bytes, normalisation } => View::Pixels { bytes: &bytes[range], normalisation },

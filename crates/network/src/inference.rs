@@ -11,22 +11,37 @@ use crate::{
     loss::{self, LossOptions, StepReport},
     network::{Batch, Cursor, Network},
     plan::{Block, Placed},
+    residual::Residual,
     scratch::{self, Scratch, sized},
 };
 
 /// Examples that one thread takes through the network at once: few enough that they stay in its cache.
 const EXAMPLES: usize = 16;
 
+/// The outputs of the last two layers, and those within a residual block.
+#[derive(Default)]
+struct Buffers {
+    current: Vec<f32>,
+    next: Vec<f32>,
+    inner: Option<Box<Buffers>>,
+}
+
 thread_local! {
-    /// The outputs of the last two layers.
-    static BUFFERS: RefCell<[Vec<f32>; 2]> = RefCell::default();
+    static BUFFERS: RefCell<Buffers> = RefCell::default();
 }
 
 /// Lends this thread's buffers: taken, not borrowed, so that no order of tasks can find them in use.
-fn with_buffers(work: impl FnOnce(&mut [Vec<f32>; 2], &mut Scratch)) {
+fn with_buffers(work: impl FnOnce(&mut Buffers, &mut Scratch)) {
     let mut buffers = BUFFERS.with(|buffers| mem::take(&mut *buffers.borrow_mut()));
     scratch::with(|scratch| work(&mut buffers, scratch));
     BUFFERS.with(|kept| *kept.borrow_mut() = buffers);
+}
+
+/// A few examples on their way through the layers.
+struct Pass<'a> {
+    count: usize,
+    cursor: Cursor,
+    scratch: &'a mut Scratch,
 }
 
 impl Network {
@@ -78,30 +93,55 @@ impl Network {
     }
 
     /// The logits of a few examples on one thread, or of one on all.
-    fn infer(&self, input: View<'_>, count: usize, out: &mut [f32], buffers: &mut [Vec<f32>; 2], scratch: &mut Scratch) {
-        // Until a layer has written to `buffers[0]`, the input itself is what the next layer reads.
+    fn infer(&self, input: View<'_>, count: usize, out: &mut [f32], buffers: &mut Buffers, scratch: &mut Scratch) {
+        let mut pass = Pass { count, cursor: Cursor::default(), scratch };
+        self.infer_blocks(&self.blocks, input, buffers, &mut pass);
+        out.copy_from_slice(sized(&mut buffers.current, out.len()));
+    }
+
+    /// Takes examples through blocks that follow each other; the result, of so many values, is in `buffers.current`.
+    fn infer_blocks(&self, blocks: &[Placed], input: View<'_>, buffers: &mut Buffers, pass: &mut Pass<'_>) -> usize {
+        // Until a layer has written to `current`, the input itself is what the next layer reads.
         let mut len = None;
-        if !matches!(self.blocks[0].block, Block::Conv(_)) {
-            let size = count * self.architecture().input.len();
-            input.write(self.architecture().input.channels(), sized(&mut buffers[0], size));
-            len = Some(size);
+        if !matches!(blocks.first().map(|placed| &placed.block), Some(Block::Conv(_))) {
+            input.write(self.architecture().input.channels(), sized(&mut buffers.current, input.len()));
+            len = Some(input.len());
         }
-        let mut cursor = Cursor::default();
-        for placed in &self.blocks {
-            let [current, next] = buffers;
-            if let (Block::BatchNorm(norm), Some(len)) = (&placed.block, len) {
-                let (scale, shift) = self.values(cursor);
-                norm.infer(scale, shift, &self.running[cursor.running], sized(current, len));
-            } else if !matches!(placed.block, Block::Dropout(_)) {
-                let view = len.map_or(input, |len| View::Floats(sized(current, len)));
-                let size = count * placed.output_len;
-                self.infer_block(placed, cursor, view, sized(next, size), scratch);
-                buffers.swap(0, 1);
-                len = Some(size);
+        for placed in blocks {
+            let size = pass.count * placed.output_len;
+            match (&placed.block, len) {
+                (Block::Dropout(_), _) => {}
+                (Block::BatchNorm(norm), Some(len)) => {
+                    let (scale, shift) = self.values(pass.cursor);
+                    norm.infer(scale, shift, &self.running[pass.cursor.running], sized(&mut buffers.current, len));
+                }
+                (Block::Residual(residual), Some(len)) => self.infer_residual(residual, (len, size), buffers, pass),
+                _ => {
+                    let Buffers { current, next, .. } = buffers;
+                    let view = len.map_or(input, |len| View::Floats(sized(current, len)));
+                    self.infer_block(placed, pass.cursor, view, sized(next, size), pass.scratch);
+                    mem::swap(current, next);
+                }
             }
-            cursor.advance(&placed.block);
+            len = Some(size);
+            pass.cursor.advance(&placed.block);
         }
-        out.copy_from_slice(sized(&mut buffers[0], out.len()));
+        len.unwrap_or_default()
+    }
+
+    /// From `len` values in `buffers.current` to `size` there.
+    fn infer_residual(&self, residual: &Residual, (len, size): (usize, usize), buffers: &mut Buffers, pass: &mut Pass<'_>) {
+        let Buffers { current, next, inner } = buffers;
+        let inner = inner.get_or_insert_with(Box::default);
+        self.infer_blocks(&residual.branch, View::Floats(sized(current, len)), inner, pass);
+        mem::swap(next, &mut inner.current);
+        if residual.shortcut.is_empty() {
+            residual.join(sized(next, size), sized(current, size));
+        } else {
+            self.infer_blocks(&residual.shortcut, View::Floats(sized(current, len)), inner, pass);
+            residual.join(sized(next, size), sized(&mut inner.current, size));
+        }
+        mem::swap(current, next);
     }
 
     fn infer_block(&self, placed: &Placed, cursor: Cursor, input: View<'_>, output: &mut [f32], scratch: &mut Scratch) {

@@ -47,8 +47,8 @@
 //!
 //! # Rooms
 //!
-//! `layer`, `architecture`: the declaration. `plan`: layers become blocks. `conv`, `dense`, `pool`, `batchnorm`, `dropout`, `loss`: the
-//! operations. `tape`: how they hang on dfdx. `network`, `inference`, `optimiser`, `weights`: what users hold.
+//! `layer`, `architecture`: the declaration. `plan`: layers become blocks. `conv`, `dense`, `pool`, `batchnorm`, `dropout`, `residual`,
+//! `loss`: the operations. `tape`: how they hang on dfdx. `network`, `inference`, `optimiser`, `weights`: what users hold.
 #![cfg_attr(test, allow(clippy::needless_range_loop))]
 
 mod activation;
@@ -72,6 +72,7 @@ mod optimiser;
 mod partition;
 mod plan;
 mod pool;
+mod residual;
 mod scratch;
 mod simd;
 mod tape;
@@ -83,7 +84,7 @@ mod reference;
 pub use architecture::{Architecture, ArchitectureError, ArchitectureReport, LayerReport, Problem, Shape};
 pub use error::NetworkError;
 pub use examples::{Input, Normalisation};
-pub use layer::{Activation, LayerParseError, LayerSpec, Padding};
+pub use layer::{Activation, LayerParseError, LayerSpec, Padding, Residual};
 pub use loss::{LossOptions, StepReport};
 pub use network::{Batch, Network, Snapshot};
 pub use optimiser::{Optimiser, OptimiserConfig};

@@ -8,7 +8,7 @@ use dfdx::{
 };
 
 use crate::{
-    architecture::{Architecture, ArchitectureReport},
+    architecture::{Architecture, ArchitectureReport, Place},
     batchnorm::Running,
     conv_op,
     error::NetworkError,
@@ -109,9 +109,19 @@ impl Cursor {
         match block {
             Block::Conv(_) | Block::Dense(_) => self.parameter += 2,
             Block::BatchNorm(_) => (self.parameter, self.running) = (self.parameter + 2, self.running + 1),
-            Block::Pool(_) | Block::Dropout(_) => {}
+            Block::Pool(_) | Block::Dropout(_) | Block::Residual(_) => {}
         }
     }
+}
+
+/// One pass of a batch through the layers, with the tape that leads back to the weights.
+struct Pass {
+    batch: usize,
+    step: u64,
+    tape: Tape,
+    cursor: Cursor,
+    /// Of each batch norm.
+    statistics: Vec<Running>,
 }
 
 impl Network {
@@ -126,10 +136,10 @@ impl Network {
         let blocks = plan::blocks(architecture)?;
         let device = Cpu::default();
         let (mut parameters, mut running) = (Vec::new(), Vec::new());
-        for placed in &blocks {
+        for placed in plan::leaves(&blocks) {
             for spec in placed.block.weights() {
                 let stream = parameters.len() as u64;
-                parameters.push(first_parameter(&spec, placed.layer, seed, stream, &device)?);
+                parameters.push(first_parameter(&spec, &placed.place, seed, stream, &device)?);
             }
             if let Block::BatchNorm(norm) = &placed.block {
                 running.push(Running::new(norm.channels));
@@ -157,11 +167,11 @@ impl Network {
     pub fn kernels(&self) -> Vec<String> {
         let describe = |placed: &Placed| match &placed.block {
             Block::Conv(conv) => {
-                Some(format!("layer {}: forward {}, backward {}", placed.layer + 1, conv.forward_path(), conv.backward_path()))
+                Some(format!("layer {}: forward {}, backward {}", placed.place.number, conv.forward_path(), conv.backward_path()))
             }
             _ => None,
         };
-        self.blocks.iter().filter_map(describe).collect()
+        plan::leaves(&self.blocks).into_iter().filter_map(describe).collect()
     }
 
     /// One step of training: forward, loss, backward, update. The step's number, which determines the dropout masks, is the
@@ -259,30 +269,40 @@ impl Network {
 
     /// The logits of a batch with the tape that leads back to the weights, and the statistics of each batch norm.
     pub(crate) fn forward_op(&self, input: Input<'_>, batch: usize, step: u64) -> Result<(Flow, Tape, Vec<Running>), NetworkError> {
-        let mut tape = Tape::default();
-        let mut statistics = Vec::new();
         let mut values = input.to_values();
         if !matches!(self.blocks.first().map(|placed| &placed.block), Some(Block::Conv(_))) {
             values = crate::examples::Values::Floats(values.to_floats(self.architecture.input.channels()));
         }
-        let mut flow = Flow { values, node: None };
-        let mut cursor = Cursor::default();
-        for placed in &self.blocks {
-            let device = &self.device;
-            flow = match &placed.block {
-                Block::Conv(conv) => conv_op::forward(conv, &self.layer(cursor, &placed.block), &flow, batch, device, &mut tape)?,
-                Block::Dense(dense) => dense.forward_op(&self.layer(cursor, &placed.block), &flow, batch, device, &mut tape)?,
-                Block::Pool(pool) => pool.forward_op(&flow, batch, device, &mut tape)?,
-                Block::Dropout(dropout) => dropout.forward_op(self.seed, step, &flow, device, &mut tape)?,
+        let mut pass = Pass { batch, step, tape: Tape::default(), cursor: Cursor::default(), statistics: Vec::new() };
+        let flow = self.pass(&self.blocks, Flow { values, node: None }, &mut pass)?;
+        Ok((flow, pass.tape, pass.statistics))
+    }
+
+    /// Takes a batch through blocks that follow each other.
+    fn pass(&self, blocks: &[Placed], input: Flow, pass: &mut Pass) -> Result<Flow, NetworkError> {
+        let (device, batch) = (&self.device, pass.batch);
+        let mut flow = input;
+        for Placed { block, .. } in blocks {
+            let layer = || self.layer(pass.cursor, block);
+            flow = match block {
+                Block::Conv(conv) => conv_op::forward(conv, &layer(), &flow, batch, device, &mut pass.tape)?,
+                Block::Dense(dense) => dense.forward_op(&layer(), &flow, batch, device, &mut pass.tape)?,
+                Block::Pool(pool) => pool.forward_op(&flow, batch, device, &mut pass.tape)?,
+                Block::Dropout(dropout) => dropout.forward_op(self.seed, pass.step, &flow, device, &mut pass.tape)?,
                 Block::BatchNorm(norm) => {
-                    let (flow, batch) = norm.forward_op(&self.layer(cursor, &placed.block), &flow, device, &mut tape)?;
-                    statistics.push(batch);
+                    let (flow, batch) = norm.forward_op(&layer(), &flow, device, &mut pass.tape)?;
+                    pass.statistics.push(batch);
                     flow
                 }
+                Block::Residual(residual) => {
+                    let branch = self.pass(&residual.branch, flow.clone(), pass)?;
+                    let other = self.pass(&residual.shortcut, flow, pass)?;
+                    residual.join_op(&branch, &other, device, &mut pass.tape)?
+                }
             };
-            cursor.advance(&placed.block);
+            pass.cursor.advance(block);
         }
-        Ok((flow, tape, statistics))
+        Ok(flow)
     }
 
     fn layer(&self, cursor: Cursor, block: &Block) -> LayerWeights {
@@ -345,7 +365,8 @@ impl Network {
 
     /// The weights as a safetensors file; equal weights give equal bytes.
     ///
-    /// The layer at place `N` of the architecture (from 0) has `layers.N.weight` and `layers.N.bias`, little-endian f32:
+    /// The layer at place `N` of the architecture (from 0) has `layers.N.weight` and `layers.N.bias`, little-endian f32; within a residual
+    /// block `N` is `3.residual.0` or `3.shortcut.0`:
     ///
     /// | layer | weight | bias |
     /// |---|---|---|
@@ -394,8 +415,11 @@ impl Network {
     }
 
     /// The layers that have running statistics.
-    fn norm_layers(&self) -> impl Iterator<Item = usize> + '_ {
-        self.blocks.iter().filter(|placed| matches!(placed.block, Block::BatchNorm(_))).map(|placed| placed.layer)
+    fn norm_layers(&self) -> impl Iterator<Item = &str> {
+        plan::leaves(&self.blocks)
+            .into_iter()
+            .filter(|placed| matches!(placed.block, Block::BatchNorm(_)))
+            .map(|placed| placed.place.path.as_str())
     }
 }
 
@@ -405,7 +429,7 @@ impl From<&Parameter> for TensorData {
     }
 }
 
-fn first_parameter(spec: &WeightSpec, layer: usize, seed: u64, stream: u64, device: &Cpu) -> Result<Parameter, NetworkError> {
+fn first_parameter(spec: &WeightSpec, place: &Place, seed: u64, stream: u64, device: &Cpu) -> Result<Parameter, NetworkError> {
     let count = spec.shape.iter().product();
     let values = match spec.start {
         Start::Zeros => vec![0.0; count],
@@ -414,7 +438,7 @@ fn first_parameter(spec: &WeightSpec, layer: usize, seed: u64, stream: u64, devi
     };
     let tensor = device.try_tensor_from_vec(values.clone(), (count,))?;
     Ok(Parameter {
-        name: format!("layers.{layer}.{}", spec.name),
+        name: format!("layers.{}.{}", place.path, spec.name),
         shape: spec.shape.clone(),
         tensor,
         values: Arc::new(values),

@@ -1,13 +1,14 @@
 //! From the layers that users write to the blocks that are computed: neighbours that belong together become one.
 
 use crate::{
-    architecture::{Architecture, ArchitectureError, Shape},
+    architecture::{Architecture, ArchitectureError, Place, Shape, output_shape},
     batchnorm::BatchNorm,
     conv::Conv,
     dense::Dense,
     dropout::Dropout,
-    layer::LayerSpec,
+    layer::{self, LayerSpec},
     pool::{Kind, Pool},
+    residual::Residual,
 };
 
 /// One or several layers that are computed together.
@@ -19,14 +20,15 @@ pub(crate) enum Block {
     Pool(Pool),
     Dropout(Dropout),
     BatchNorm(BatchNorm),
+    Residual(Residual),
 }
 
 /// A block in its place.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Placed {
     pub(crate) block: Block,
-    /// The first of its layers, from 0; names its weights.
-    pub(crate) layer: usize,
+    /// That of the first of its layers; names its weights.
+    pub(crate) place: Place,
     pub(crate) output_len: usize,
 }
 
@@ -62,7 +64,8 @@ impl Block {
                 (vec![dense.inputs, dense.units], start, dense.units)
             }
             Block::BatchNorm(norm) => (vec![norm.channels], Start::Ones, norm.channels),
-            Block::Pool(_) | Block::Dropout(_) => return Vec::new(),
+            // A residual block's weights are those of the blocks in it.
+            Block::Pool(_) | Block::Dropout(_) | Block::Residual(_) => return Vec::new(),
         };
         let bias = WeightSpec { name: "bias", shape: vec![outputs], start: Start::Zeros };
         vec![WeightSpec { name: "weight", shape, start }, bias]
@@ -71,20 +74,53 @@ impl Block {
 
 /// The blocks of an architecture, after its check.
 pub(crate) fn blocks(architecture: &Architecture) -> Result<Vec<Placed>, ArchitectureError> {
-    let report = architecture.check()?;
-    let mut blocks = Vec::new();
-    let mut shape = architecture.input;
-    let mut index = 0;
-    while index < architecture.layers.len() {
-        let layer = &architecture.layers[index];
-        let pool = architecture.layers.get(index + 1).and_then(|next| fused_pool(layer, next));
-        let last = index + usize::from(pool.is_some());
-        let output = report.layers[last].output;
-        blocks.push(Placed { block: block(layer, pool.unwrap_or(1), index, shape), layer: index, output_len: output.len() });
-        shape = output;
-        index = last + 1;
+    architecture.check()?;
+    Ok(Planner::default().sequence(&architecture.layers, architecture.input, Place::top).0)
+}
+
+/// The blocks that are no residual blocks, in the order in which they are computed and their weights lie.
+pub(crate) fn leaves(blocks: &[Placed]) -> Vec<&Placed> {
+    let mut all = Vec::new();
+    for placed in blocks {
+        match &placed.block {
+            Block::Residual(residual) => all.extend([&residual.branch, &residual.shortcut].into_iter().flat_map(|way| leaves(way))),
+            _ => all.push(placed),
+        }
     }
-    Ok(blocks)
+    all
+}
+
+/// Follows the shape of an example through layers that are known to fit.
+#[derive(Default)]
+struct Planner {
+    /// Layers so far, also those within residual blocks.
+    layers: usize,
+}
+
+impl Planner {
+    fn sequence(&mut self, layers: &[LayerSpec], input: Shape, place: impl Fn(usize) -> Place) -> (Vec<Placed>, Shape) {
+        let (mut blocks, mut shape, mut index) = (Vec::new(), input, 0);
+        while index < layers.len() {
+            let (layer, pool) = (&layers[index], layers.get(index + 1).and_then(|next| fused_pool(&layers[index], next)));
+            let (block, mut output) = match layer {
+                LayerSpec::Residual(residual) => self.residual(residual, shape, &place(index)),
+                layer => (block(layer, pool.unwrap_or(1), self.layers, shape), output_shape(layer, shape).shape),
+            };
+            if pool.is_some() {
+                output = output_shape(&layers[index + 1], output).shape;
+            }
+            blocks.push(Placed { block, place: place(index), output_len: output.len() });
+            let taken = 1 + usize::from(pool.is_some());
+            (shape, index, self.layers) = (output, index + taken, self.layers + taken);
+        }
+        (blocks, shape)
+    }
+
+    fn residual(&mut self, residual: &layer::Residual, input: Shape, place: &Place) -> (Block, Shape) {
+        let (branch, output) = self.sequence(&residual.layers, input, |index| place.residual(index));
+        let (shortcut, _) = self.sequence(&residual.shortcut, input, |index| place.shortcut(index));
+        (Block::Residual(Residual { branch, shortcut, activation: residual.activation }), output)
+    }
 }
 
 /// The window of a pooling layer that can be computed with the convolution before it.
@@ -99,6 +135,7 @@ fn fused_pool(layer: &LayerSpec, next: &LayerSpec) -> Option<usize> {
     }
 }
 
+/// The block of a layer that is no residual block; `index` tells it from all other layers.
 fn block(layer: &LayerSpec, pool: usize, index: usize, input: Shape) -> Block {
     let (height, width, channels) = match input {
         Shape::Image { height, width, channels } => (height, width, channels),
@@ -115,6 +152,7 @@ fn block(layer: &LayerSpec, pool: usize, index: usize, input: Shape) -> Block {
         LayerSpec::Dense { units, activation } => Block::Dense(Dense { inputs: input.len(), units, activation }),
         LayerSpec::Dropout { rate } => Block::Dropout(Dropout { rate, layer: index, channels }),
         LayerSpec::BatchNorm { activation } => Block::BatchNorm(BatchNorm { channels, activation }),
+        LayerSpec::Residual(_) => unreachable!("the planner goes into residual blocks itself"),
     }
 }
 
@@ -123,18 +161,18 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn fused(layers: &[&str]) -> Vec<usize> {
+    fn fused(layers: &[&str]) -> Vec<String> {
         let layers = layers.iter().map(|text| text.parse().unwrap()).collect();
         let architecture = Architecture { input: Shape::Image { height: 16, width: 16, channels: 2 }, layers };
-        blocks(&architecture).unwrap().iter().map(|placed| placed.layer).collect()
+        blocks(&architecture).unwrap().iter().map(|placed| placed.place.path.clone()).collect()
     }
 
     #[test]
     fn a_convolution_takes_in_the_pooling_behind_it_where_the_result_is_the_same() {
-        assert_eq!(fused(&["conv 4 3x3 relu", "pool 2", "dense 2"]), [0, 2]);
-        assert_eq!(fused(&["conv 4 3x3", "pool 3", "dense 2"]), [0, 2]);
-        assert_eq!(fused(&["conv 4 3x3 gelu", "pool 2", "dense 2"]), [0, 1, 2], "gelu first falls, then rises");
-        assert_eq!(fused(&["conv 4 3x3 relu", "pool 3 stride 2", "dense 2"]), [0, 1, 2], "windows overlap");
-        assert_eq!(fused(&["conv 4 3x3", "batchnorm relu", "pool 2", "dense 2"]), [0, 1, 2, 3]);
+        assert_eq!(fused(&["conv 4 3x3 relu", "pool 2", "dense 2"]), ["0", "2"]);
+        assert_eq!(fused(&["conv 4 3x3", "pool 3", "dense 2"]), ["0", "2"]);
+        assert_eq!(fused(&["conv 4 3x3 gelu", "pool 2", "dense 2"]), ["0", "1", "2"], "gelu first falls, then rises");
+        assert_eq!(fused(&["conv 4 3x3 relu", "pool 3 stride 2", "dense 2"]), ["0", "1", "2"], "windows overlap");
+        assert_eq!(fused(&["conv 4 3x3", "batchnorm relu", "pool 2", "dense 2"]), ["0", "1", "2", "3"]);
     }
 }

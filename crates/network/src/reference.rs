@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use crate::{
     architecture::{Architecture, Shape, same_padding, windows},
     examples::Input,
-    layer::{Activation, LayerSpec, Padding},
+    layer::{Activation, LayerSpec, Padding, Residual},
     loss::{self, LossOptions},
     network::Network,
 };
@@ -134,7 +134,21 @@ fn layer(layer: &LayerSpec, input: &Images, weight: &[f64], bias: &[f64]) -> Ima
             })
         }
         LayerSpec::Dropout { .. } => input.clone(),
+        LayerSpec::Residual(_) => unreachable!("its layers are walked one by one"),
     }
+}
+
+/// Layers that follow each other; `prefix` is what their weights' names begin with.
+fn sequence(layers: &[LayerSpec], prefix: &str, weights: &Weights, input: Images) -> Images {
+    layers.iter().enumerate().fold(input, |input, (index, spec)| {
+        let name = format!("{prefix}.{index}");
+        let tensor = |part: &str| weights.get(&format!("{name}.{part}")).map_or(&[][..], Vec::as_slice);
+        let LayerSpec::Residual(residual) = spec else { return layer(spec, &input, tensor("weight"), tensor("bias")) };
+        let mut sum = sequence(&residual.layers, &format!("{name}.residual"), weights, input.clone());
+        let other = sequence(&residual.shortcut, &format!("{name}.shortcut"), weights, input);
+        sum.values.iter_mut().zip(&other.values).for_each(|(sum, other)| *sum = activate(residual.activation, *sum + other));
+        sum
+    })
 }
 
 fn logits(architecture: &Architecture, weights: &Weights, input: &[f64]) -> Vec<f64> {
@@ -142,12 +156,8 @@ fn logits(architecture: &Architecture, weights: &Weights, input: &[f64]) -> Vec<
         Shape::Image { height, width, channels } => (height, width, channels),
         Shape::Features(n) => (1, 1, n),
     };
-    let mut images = Images { height, width, channels, values: input.to_vec() };
-    for (index, spec) in architecture.layers.iter().enumerate() {
-        let tensor = |name: &str| weights.get(&format!("layers.{index}.{name}")).map_or(&[][..], Vec::as_slice);
-        images = layer(spec, &images, tensor("weight"), tensor("bias"));
-    }
-    images.values
+    let images = Images { height, width, channels, values: input.to_vec() };
+    sequence(&architecture.layers, "layers", weights, images).values
 }
 
 fn cross_entropy(logits: &[f64], labels: &[u32]) -> f64 {
@@ -212,7 +222,7 @@ fn conv() -> impl Strategy<Value = String> {
     )
 }
 
-fn any_layer() -> impl Strategy<Value = String> {
+fn plain_layer() -> impl Strategy<Value = String> {
     prop_oneof![
         4 => conv(),
         3 => (2..4usize).prop_map(|side| format!("pool {side}")),
@@ -224,16 +234,34 @@ fn any_layer() -> impl Strategy<Value = String> {
     ]
 }
 
+/// A residual block whose ways end alike: a shortcut of its own, or layers that keep the shape of what a convolution before them gives.
+fn residual() -> impl Strategy<Value = Vec<LayerSpec>> {
+    let sizes = (1..40usize, 1..4usize, 1..3usize, any::<bool>());
+    let words = (activation(), activation(), activation());
+    (sizes, words, any::<bool>()).prop_map(|((filters, side, stride, has_norm), (first, second, sum), has_shortcut)| {
+        let norm = |activation: &str| has_norm.then(|| format!("batchnorm{activation}"));
+        let stride = if has_shortcut { format!(" stride {stride}") } else { String::new() };
+        let branch = [Some(format!("conv {filters} {side}x{side}{stride} same{first}")), norm(second)];
+        let branch = branch.into_iter().flatten().map(|text| text.parse().unwrap()).collect();
+        let activation = serde_json::from_value(if sum.is_empty() { "none" } else { sum.trim() }.into()).unwrap();
+        let shortcut = if has_shortcut { vec![format!("conv {filters} 1x1{stride}").parse().unwrap()] } else { Vec::new() };
+        let before = (!has_shortcut).then(|| format!("conv {filters} 2x2 same").parse().unwrap());
+        before.into_iter().chain([LayerSpec::Residual(Residual { layers: branch, shortcut, activation })]).collect()
+    })
+}
+
+fn any_layers() -> impl Strategy<Value = Vec<LayerSpec>> {
+    prop_oneof![5 => plain_layer().prop_map(|text| vec![text.parse().unwrap()]), 1 => residual()]
+}
+
 fn case() -> impl Strategy<Value = Case> {
-    let layers = (conv(), proptest::collection::vec(any_layer(), 0..4), 2..12usize).prop_map(|(first, others, classes)| {
-        let mut layers = vec![first];
-        layers.extend(others);
-        layers.push(format!("dense {classes}"));
-        layers
+    let layers = (conv(), proptest::collection::vec(any_layers(), 0..4), 2..12usize).prop_map(|(first, others, classes)| {
+        let ends = [first, format!("dense {classes}")].map(|text| vec![text.parse().unwrap()]);
+        let [first, last] = ends;
+        [vec![first], others, vec![last]].concat().concat()
     });
     let input = (3..14usize, 3..14usize, 1..5usize).prop_map(|(height, width, channels)| Shape::Image { height, width, channels });
     (input, layers, 1..20usize, any::<u64>()).prop_filter_map("the layers do not fit", |(input, layers, batch, seed)| {
-        let layers = layers.iter().map(|text| text.parse().unwrap()).collect();
         let architecture = Architecture { input, layers };
         architecture.check().is_ok().then_some(Case { architecture, batch, seed })
     })
@@ -241,7 +269,15 @@ fn case() -> impl Strategy<Value = Case> {
 
 /// Batch norm magnifies a channel without variance by up to 300, and with it the rounding of f32.
 fn is_tame(case: &Case) -> bool {
-    case.batch > 2 || !case.architecture.layers.iter().any(|layer| matches!(layer, LayerSpec::BatchNorm { .. }))
+    case.batch > 2 || !has_norm(&case.architecture.layers)
+}
+
+fn has_norm(layers: &[LayerSpec]) -> bool {
+    layers.iter().any(|layer| match layer {
+        LayerSpec::BatchNorm { .. } => true,
+        LayerSpec::Residual(residual) => has_norm(&residual.layers) || has_norm(&residual.shortcut),
+        _ => false,
+    })
 }
 
 /// The parameters' gradients of the mean cross-entropy, in the network's order.
@@ -299,7 +335,7 @@ fn check_logits(case: &Case) -> Result<(), TestCaseError> {
     for (found, expected) in found.iter().zip(&expected) {
         prop_assert!((f64::from(*found) - expected).abs() < 1e-3 * scale, "{found} for {expected}");
     }
-    if !case.architecture.layers.iter().any(|layer| matches!(layer, LayerSpec::BatchNorm { .. })) {
+    if !has_norm(&case.architecture.layers) {
         let inferred = network.logits(Input::Floats(&input)).unwrap();
         for (inferred, expected) in inferred.iter().zip(&expected) {
             prop_assert!((f64::from(*inferred) - expected).abs() < 1e-3 * scale, "{inferred} for {expected} at inference");
@@ -361,6 +397,35 @@ fn the_gradient_of_each_kind_of_layer_agrees_with_central_differences() {
         "dense 7 silu",
     ] {
         check_layer(text);
+    }
+}
+
+/// A layer in JSON, as it is for residual blocks.
+fn layers(texts: &[&str]) -> Vec<LayerSpec> {
+    let read = |text: &&str| if text.starts_with('{') { serde_json::from_str(text).unwrap() } else { text.parse().unwrap() };
+    texts.iter().map(read).collect()
+}
+
+#[test]
+fn the_gradient_of_residual_blocks_agrees_with_central_differences() {
+    // First in the network, nested, with shortcuts, and with norms before the convolutions.
+    for texts in [
+        &[r#"{"residual": ["conv 2 3x3 same gelu", "conv 2 3x3 same"], "activation": "silu"}"#, "dense 3"][..],
+        &["conv 6 3x3 relu", r#"{"residual": ["batchnorm relu", "conv 6 3x3 same", {"residual": ["conv 6 1x1 silu"]}]}"#, "globalpool"],
+        &[
+            "conv 6 3x3",
+            r#"{"residual": ["conv 9 3x3 stride 2 same relu", "conv 9 3x3 same", "batchnorm"], "shortcut": ["conv 9 1x1 stride 2", "batchnorm"], "activation": "relu"}"#,
+            "dense 3",
+        ],
+        &["conv 6 3x3", r#"{"residual": ["pool 2", "conv 4 1x1"], "shortcut": ["conv 4 2x2 stride 2 gelu"]}"#, "dense 3"],
+        &["dense 5 silu", r#"{"residual": ["dense 7 relu", "dense 5"], "activation": "gelu"}"#, "dense 3"],
+    ] {
+        for (height, width, channels, batch) in [(8, 9, 2, 5), (7, 8, 2, 17)] {
+            let architecture = Architecture { input: Shape::Image { height, width, channels }, layers: layers(texts) };
+            let case = Case { architecture, batch, seed: 7 };
+            check_logits(&case).unwrap();
+            check_gradients(&case).unwrap();
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use dfdx::tensor::{Cpu, CpuError, Gradients, OwnedTape, Tensor, TensorFromVec};
 
-use crate::{examples::Values, scratch::Aligned};
+use crate::{examples::Values, partition::sum_in_order, scratch::Aligned};
 
 /// A dfdx tensor of one axis: the weights of a layer, or the node of a flow.
 pub(crate) type Vector = Tensor<(usize,), f32, Cpu>;
@@ -36,9 +36,14 @@ pub(crate) fn take(grads: &mut Grads, node: &Vector, len: usize) -> Result<Vec<f
     Ok(if gradient.is_empty() { vec![0.0; len] } else { gradient })
 }
 
-/// Puts the gradient of a flow on the tape. Each flow is read by one layer, so nothing is there yet.
+/// Puts the gradient of a flow on the tape; where two layers read the flow, the second adds to what the first gave.
 pub(crate) fn give(grads: &mut Grads, node: &Vector, gradient: Vec<f32>) -> Result<(), CpuError> {
-    **grads.get_or_alloc_mut(node)? = gradient;
+    let given = &mut **grads.get_or_alloc_mut(node)?;
+    if given.is_empty() {
+        *given = gradient;
+    } else {
+        sum_in_order(&[&gradient], given);
+    }
     Ok(())
 }
 

@@ -326,14 +326,15 @@ pub fn mistakes(sources: &Sources) -> Result<String, StageError> {
 pub fn network(sources: &Sources) -> String {
     let report = sources.knowledge.network.report();
     let mut body = format!(
-        "<div class=\"scroll\"><table><thead><tr><th>layer</th><th>gives</th><th class=\"n\">parameters</th><th class=\"n\">MFLOP an example</th></tr></thead><tbody><tr><td>input</td><td>{}</td><td></td><td></td></tr>",
+        "<div class=\"scroll\"><table><thead><tr><th></th><th>layer</th><th>gives</th><th class=\"n\">parameters</th><th class=\"n\">MFLOP an example</th></tr></thead><tbody><tr><td></td><td>input</td><td>{}</td><td></td><td></td></tr>",
         escape(&report.input.to_string())
     );
     for layer in &report.layers {
         let _ = write!(
             body,
-            "<tr><td class=\"mono\">{}</td><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{:.3}</td></tr>",
-            escape(&layer.layer.to_string()),
+            "<tr><td class=\"n\">{}</td><td class=\"mono\">{}</td><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{:.3}</td></tr>",
+            escape(&layer.number),
+            escape(&layer.layer),
             escape(&layer.output.to_string()),
             count(layer.parameters as u64),
             layer.flops as f64 / 1e6
@@ -341,7 +342,7 @@ pub fn network(sources: &Sources) -> String {
     }
     let _ = write!(
         body,
-        "</tbody><tfoot><tr><td>all</td><td></td><td class=\"n\">{}</td><td class=\"n\">{:.3}</td></tr></tfoot></table></div><p class=\"note\">Data: <span class=\"mono\">{}</span></p>",
+        "</tbody><tfoot><tr><td></td><td>all</td><td></td><td class=\"n\">{}</td><td class=\"n\">{:.3}</td></tr></tfoot></table></div><p class=\"note\">Data: <span class=\"mono\">{}</span></p>",
         count(report.parameters() as u64),
         report.flops() as f64 / 1e6,
         escape(&data_name(sources))
