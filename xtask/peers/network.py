@@ -52,11 +52,14 @@ def build(layers, shape):
 def layer(text, shape):
     kind, *words = text.split()
     c = shape[0]
-    if kind == "conv":
-        rows, columns = map(int, words[1].split("x"))
-        stride = int(words[words.index("stride") + 1]) if "stride" in words else 1
+    if kind in ("conv", "depthwise"):
+        number = lambda word: int(words[words.index(word) + 1]) if word in words else 1
+        filters, size = (c, words[0]) if kind == "depthwise" else (int(words[0]), words[1])
+        groups = c if kind == "depthwise" else number("groups")
+        rows, columns = map(int, size.split("x"))
+        stride, dilation = number("stride"), number("dilation")
         padding = "same" if "same" in words and stride == 1 else rows // 2 if "same" in words else 0
-        module = nn.Conv2d(c, int(words[0]), (rows, columns), stride=stride, padding=padding)
+        module = nn.Conv2d(c, filters, (rows, columns), stride=stride, padding=padding, dilation=dilation, groups=groups)
     elif kind == "pool":
         module = nn.MaxPool2d(int(words[0]))
     elif kind == "globalpool":

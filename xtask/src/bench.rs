@@ -26,7 +26,7 @@ pub(super) fn bench(args: &[String]) -> Done {
 }
 
 /// The networks that are timed: a name, the shape of an image, the layers.
-const NETWORKS: [(&str, &str, &[&str]); 8] = [
+const NETWORKS: [(&str, &str, &[&str]); 10] = [
     (
         "reference",
         "32x32x3",
@@ -66,6 +66,31 @@ const NETWORKS: [(&str, &str, &[&str]); 8] = [
             r#"{"residual": ["conv 32 3x3 same", "batchnorm relu", "conv 32 3x3 same", "batchnorm"], "activation": "relu"}"#,
             r#"{"residual": ["conv 64 3x3 stride 2 same", "batchnorm relu", "conv 64 3x3 same", "batchnorm"], "shortcut": ["conv 64 1x1 stride 2"], "activation": "relu"}"#,
             r#"{"residual": ["conv 128 3x3 stride 2 same", "batchnorm relu", "conv 128 3x3 same", "batchnorm"], "shortcut": ["conv 128 1x1 stride 2"], "activation": "relu"}"#,
+            "globalpool",
+            "dense 10",
+        ],
+    ),
+    (
+        "depthwise",
+        "32x32x3",
+        &[
+            "conv 32 3x3 same relu",
+            "depthwise 3x3 same relu",
+            "conv 64 1x1 relu",
+            "depthwise 3x3 stride 2 same relu",
+            "conv 128 1x1 relu",
+            "globalpool",
+            "dense 10",
+        ],
+    ),
+    (
+        "spread",
+        "32x32x3",
+        &[
+            "conv 32 3x3 same relu",
+            "pool 2",
+            "conv 64 3x3 dilation 2 same relu",
+            "conv 64 3x3 groups 4 same relu",
             "globalpool",
             "dense 10",
         ],

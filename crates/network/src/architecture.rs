@@ -284,4 +284,34 @@ mod tests {
         assert_eq!(report.layers[0].output, image(8, 8, 4));
         assert_eq!(report.layers[1].output, Shape::Features(4));
     }
+
+    #[test]
+    fn groups_dilations_and_series_have_the_shapes_and_parameters_that_keras_counts() {
+        let layers = ["conv 12 3x3 groups 3", "depthwise 3x3 dilation 2 same", "conv 8 1x1", "globalpool", "dense 2"];
+        let report = net(image(16, 15, 6), &layers).check().unwrap();
+        assert_eq!((report.layers[0].output, report.layers[0].parameters), (image(14, 13, 12), 9 * 2 * 12 + 12));
+        assert_eq!((report.layers[1].output, report.layers[1].parameters), (image(14, 13, 12), 9 * 12 + 12));
+        assert_eq!(report.layers[1].flops, 2 * 9 * 14 * 13 * 12);
+        let layers = ["conv1d 32 5 dilation 2 causal relu", "pool1d 2", "conv1d 16 3 stride 2", "avgpool1d 3 stride 1", "dense 2"];
+        let report = net(image(1, 128, 6), &layers).check().unwrap();
+        let outputs: Vec<String> = report.layers.iter().map(|layer| layer.output.to_string()).collect();
+        assert_eq!(outputs, ["1x128x32", "1x64x32", "1x31x16", "1x29x16", "2"]);
+        assert_eq!(report.layers[0].parameters, 5 * 6 * 32 + 32);
+        let report = net(Shape::Features(768), &["series 128x6", "conv1d 4 3", "dense 2"]).check().unwrap();
+        assert_eq!((report.layers[0].output, report.layers[1].output), (image(1, 128, 6), image(1, 126, 4)));
+    }
+
+    #[test]
+    fn groups_that_do_not_come_out_even_and_images_that_are_no_series_are_refused() {
+        assert!(
+            problems(image(9, 9, 4), &["conv 9 3x3 groups 3", "dense 2"])[0]
+                .contains("4 channels and 9 filters cannot both be shared out over 3")
+        );
+        assert!(problems(image(9, 9, 4), &["conv1d 9 3", "dense 2"])[0].contains("an image of one row, but 9x9x4 reaches it"));
+        assert!(problems(image(9, 9, 4), &["pool1d 3", "dense 2"])[0].contains("an image of one row"));
+        assert!(problems(Shape::Features(9), &["series 2x5", "dense 2"])[0].contains("2 steps of 5 values are 10, but 9 values reach it"));
+        assert!(problems(image(9, 9, 1), &["series 9x9", "dense 2"])[0].contains("but 9x9x1 reaches it"));
+        let found = problems(image(9, 9, 4), &["conv 9 3x3 dilation 5", "dense 2"]);
+        assert!(found[0].contains("a 3x3 kernel, which its dilation spreads over 11x11, does not fit the 9x9 image"), "{}", found[0]);
+    }
 }

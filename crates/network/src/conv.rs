@@ -5,6 +5,7 @@
 //! work on a few images on one thread; [`Conv::forward_path`] and [`Conv::backward_path`] choose how. A new kernel is a new [`ForwardPath`] or
 //! [`BackwardPath`], chosen there for the shapes it is made for.
 
+mod depthwise;
 mod direct;
 mod patches;
 pub(crate) mod pooling;
@@ -19,8 +20,8 @@ use rayon::prelude::*;
 use crate::{
     architecture::{same_padding, windows},
     examples::View,
-    layer::{Activation, Padding},
-    matmul::{Matrix, multiply},
+    layer::{Activation, Axes, Convolution, Padding},
+    matmul::{Matrix, multiply_into},
     partition::CHUNK,
     scratch::{self, Aligned, Scratch, sized},
     simd::add_rows,
@@ -37,6 +38,8 @@ pub(crate) enum ForwardPath {
     Direct,
     /// As [`ForwardPath::Direct`], with 16 products in place of 36.
     Winograd,
+    /// One filter a channel: loops over the channels, where the image lies.
+    Depthwise,
     /// Patches are copied to rows of a matrix a tile at a time, multiplied with the weights, then pooled and activated.
     PatchesTimesWeights,
 }
@@ -48,6 +51,8 @@ pub(crate) enum BackwardPath {
     Direct,
     /// As [`ForwardPath::Winograd`], for a gradient that is dense.
     Winograd,
+    /// As [`ForwardPath::Depthwise`].
+    Depthwise,
     /// Two matrix products with the patches, for a gradient that is dense.
     MatrixProducts,
     /// For a pooled layer, whose gradient has at most one non-zero a window: each adds its patch to its filter's weight
@@ -60,6 +65,7 @@ impl fmt::Display for ForwardPath {
         f.write_str(match self {
             ForwardPath::Direct => "direct",
             ForwardPath::Winograd => "Winograd",
+            ForwardPath::Depthwise => "depthwise",
             ForwardPath::PatchesTimesWeights => "patches × weights",
         })
     }
@@ -70,6 +76,7 @@ impl fmt::Display for BackwardPath {
         f.write_str(match self {
             BackwardPath::Direct => "direct",
             BackwardPath::Winograd => "Winograd",
+            BackwardPath::Depthwise => "depthwise",
             BackwardPath::MatrixProducts => "matrix products",
             BackwardPath::NonZeros => "non-zeros only",
         })
@@ -85,6 +92,10 @@ pub(crate) struct Conv {
     pub(crate) rows: usize,
     pub(crate) columns: usize,
     pub(crate) stride: usize,
+    /// Step between the points of a window; 1 where they are neighbours.
+    pub(crate) dilation: usize,
+    /// Groups that channels and filters fall into.
+    pub(crate) groups: usize,
     /// Rows of zeros above and columns of zeros left of the image.
     pub(crate) top: usize,
     pub(crate) left: usize,
@@ -162,23 +173,34 @@ struct Tile {
 }
 
 impl Conv {
-    /// `pool` is the side of the window that follows, or 1. The caller has checked that all of it fits.
+    /// A plain one: windows of neighbours, each filter sees all channels.
     pub(crate) fn new(
-        (height, width, channels): (usize, usize, usize),
+        image: (usize, usize, usize),
         filters: usize,
-        (rows, columns): (usize, usize),
+        kernel: (usize, usize),
         stride: usize,
         padding: Padding,
         activation: Activation,
         pool: usize,
     ) -> Self {
-        let ((top, bottom), (left, right)) = match padding {
+        let filters = Some(filters);
+        let spec = Convolution { axes: Axes::Image, filters, kernel, stride, dilation: 1, groups: 1, padding, activation };
+        Conv::of(image, &spec, pool)
+    }
+
+    /// `pool` is the side of the window that follows, or 1. The caller has checked that all of it fits.
+    pub(crate) fn of((height, width, channels): (usize, usize, usize), spec: &Convolution, pool: usize) -> Self {
+        let Convolution { kernel: (rows, columns), stride, dilation, activation, .. } = *spec;
+        let (filters, groups) = spec.of_channels(channels);
+        let extent = spec.extent();
+        let ((top, bottom), (left, right)) = match spec.padding {
             Padding::Valid => ((0, 0), (0, 0)),
-            Padding::Same => (same_padding(height, rows, stride), same_padding(width, columns, stride)),
+            Padding::Same => (same_padding(height, extent.0, stride), same_padding(width, extent.1, stride)),
+            Padding::Causal => ((0, 0), (extent.1 - 1, 0)),
         };
         let (padded_height, padded_width) = (height + top + bottom, width + left + right);
-        let out_height = windows(padded_height, rows, stride).unwrap_or(0) / pool;
-        let out_width = windows(padded_width, columns, stride).unwrap_or(0) / pool;
+        let out_height = windows(padded_height, extent.0, stride).unwrap_or(0) / pool;
+        let out_width = windows(padded_width, extent.1, stride).unwrap_or(0) / pool;
         Conv {
             height,
             width,
@@ -186,6 +208,8 @@ impl Conv {
             rows,
             columns,
             stride,
+            dilation,
+            groups,
             top,
             left,
             padded_height,
@@ -208,9 +232,14 @@ impl Conv {
         self.out_height * self.out_width * self.filters
     }
 
-    /// Values of one patch: products of one output.
+    /// Values of one patch of one group: products of one output.
     pub(crate) fn patch(&self) -> usize {
-        self.rows * self.columns * self.channels
+        self.rows * self.columns * self.channels / self.groups
+    }
+
+    /// Values of the patches of all groups at one place.
+    fn patches(&self) -> usize {
+        self.patch() * self.groups
     }
 
     pub(crate) fn weights_len(&self) -> usize {
@@ -219,7 +248,7 @@ impl Conv {
 
     /// Rows of patches lie this far apart: at whole vectors.
     fn pitch(&self) -> usize {
-        self.patch().next_multiple_of(16)
+        self.patches().next_multiple_of(16)
     }
 
     fn padded_len(&self) -> usize {
@@ -238,6 +267,8 @@ impl Conv {
     pub(crate) fn forward_path(&self) -> ForwardPath {
         let (_, width) = self.computed();
         match () {
+            () if self.groups > 1 && self.groups == self.channels && self.groups == self.filters => ForwardPath::Depthwise,
+            () if self.groups > 1 || self.dilation > 1 => ForwardPath::PatchesTimesWeights,
             () if self.is_minimal() => ForwardPath::Winograd,
             // Narrow outputs leave registers empty; the matrix product takes several images at once.
             () if self.pool <= 2 && width > 2 => ForwardPath::Direct,
@@ -250,6 +281,7 @@ impl Conv {
             _ if self.pool > 1 => BackwardPath::NonZeros,
             ForwardPath::Direct => BackwardPath::Direct,
             ForwardPath::Winograd => BackwardPath::Winograd,
+            ForwardPath::Depthwise => BackwardPath::Depthwise,
             ForwardPath::PatchesTimesWeights => BackwardPath::MatrixProducts,
         }
     }
@@ -347,6 +379,7 @@ impl Conv {
         match self.forward_path() {
             ForwardPath::Direct => self.forward_directly(layer.weights, layer.bias, input, results, scratch),
             ForwardPath::Winograd => self.forward_minimally(layer, input, 0..self.grid().0, results, scratch),
+            ForwardPath::Depthwise => self.forward_by_channel(layer, input, 0..self.out_height, results, scratch),
             ForwardPath::PatchesTimesWeights => self.forward_products(layer.weights, layer.bias, input, results, scratch),
         }
     }
@@ -364,6 +397,23 @@ impl Conv {
         let images = self.as_floats(input, &mut image);
         winograd::forward(self, layer.prepared, layer.bias, images, rows, results, scratch);
         scratch.image = image;
+        self.activate(results);
+    }
+
+    /// The same, of these rows of outputs, where each channel has a filter of its own.
+    fn forward_by_channel(
+        &self,
+        layer: &Weighted<'_>,
+        input: View<'_>,
+        rows: Range<usize>,
+        results: &mut Results<'_>,
+        scratch: &mut Scratch,
+    ) {
+        let images = self.as_floats(input, &mut scratch.image);
+        depthwise::forward(self, layer.weights, layer.bias, images, rows, results.output);
+        if self.activation == Activation::Relu {
+            self.activation.apply(results.output);
+        }
         self.activate(results);
     }
 
@@ -418,6 +468,7 @@ impl Conv {
         match self.forward_path() {
             ForwardPath::Winograd if threads > 1 => self.bands_of_windows(threads, layer, input, output),
             ForwardPath::Direct if threads > 1 => self.bands_of_rows(threads, layer, input, output, scratch),
+            ForwardPath::Depthwise if threads > 1 => self.bands_of_lines(threads, layer, input, output),
             _ => self.forward(layer, input, &mut Results { output, before: &mut [], winners: &mut [] }, scratch),
         }
     }
@@ -445,6 +496,15 @@ impl Conv {
         });
     }
 
+    fn bands_of_lines(&self, threads: usize, layer: &Weighted<'_>, input: View<'_>, output: &mut [f32]) {
+        let rows = self.out_height.div_ceil(threads);
+        output.par_chunks_mut(rows * self.out_width * self.filters).enumerate().for_each(|(index, output)| {
+            let range = index * rows..self.out_height.min((index + 1) * rows);
+            let mut results = Results { output, before: &mut [], winners: &mut [] };
+            scratch::with(|scratch| self.forward_by_channel(layer, input, range, &mut results, scratch));
+        });
+    }
+
     /// The same for `rows` rows of outputs.
     fn band(&self, rows: usize) -> Conv {
         Conv { out_height: rows, padded_height: (rows * self.pool - 1) * self.stride + self.rows, ..self.clone() }
@@ -469,9 +529,19 @@ impl Conv {
             let product = sized(product, full_rows * filters);
             let staged = self.staged(input, tile, image);
             self.gather(staged, tile, columns);
-            multiply(product, Matrix::rows(columns, full_rows, patch, pitch), Matrix::rows(weights, patch, filters, filters), false);
+            for (at, filter) in self.group_starts() {
+                let columns = Matrix::rows(&columns[at..], full_rows, patch, pitch);
+                let weights = Matrix::rows(&weights[filter..], patch, filters / self.groups, filters);
+                multiply_into(&mut product[filter..], filters, columns, weights, false);
+            }
             self.finish(tile, product, bias, results);
         }
+    }
+
+    /// Of each group, where its patch begins among the patches of one place, and its first filter.
+    fn group_starts(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let (patch, filters) = (self.patch(), self.filters / self.groups);
+        (0..self.groups).map(move |group| (group * patch, group * filters))
     }
 
     /// Writes the patches of a tile as rows of [`Conv::pitch`] values.
@@ -513,16 +583,21 @@ impl Conv {
     /// overwritten.
     pub(crate) fn backward(&self, weights: Weights<'_>, kept: &Kept<'_>, gradient: &mut [f32], sums: &mut Sums<'_>, scratch: &mut Scratch) {
         match self.backward_path() {
-            path @ (BackwardPath::Direct | BackwardPath::Winograd | BackwardPath::MatrixProducts) => {
+            path @ (BackwardPath::Direct | BackwardPath::Winograd | BackwardPath::Depthwise | BackwardPath::MatrixProducts) => {
                 let reference = if self.activation.needs_input() { kept.before } else { kept.output };
                 self.activation.backward(reference, gradient);
                 add_rows(gradient, &mut sums.partial.bias);
                 match path {
                     BackwardPath::Direct => self.weights_directly(kept.input, gradient, sums, scratch),
                     BackwardPath::Winograd => self.weights_minimally(kept.input, gradient, sums, scratch),
+                    BackwardPath::Depthwise => {
+                        let images = self.as_floats(kept.input, &mut scratch.image);
+                        depthwise::add_weights_gradient(self, images, gradient, &mut sums.partial.weights);
+                    }
                     _ => self.weights_by_products(kept.input, gradient, sums, scratch),
                 }
                 match sums.input.as_deref_mut() {
+                    Some(out) if path == BackwardPath::Depthwise => depthwise::add_input_gradient(self, weights.by_patch, gradient, out),
                     Some(out) if self.input_is_convolution() => self.input_by_convolution(weights.reordered, gradient, out, scratch),
                     Some(out) => self.input_by_products(weights.by_patch, gradient, out, scratch),
                     None => {}
@@ -580,19 +655,25 @@ impl Conv {
             let (rows, gradient) = self.of_tile(tile, gradient);
             let columns = sized(columns, rows * pitch);
             self.gather(self.staged(input, tile, image), tile, columns);
-            let by_patch = Matrix::rows(columns, rows, patch, pitch).transposed();
-            multiply(&mut sums.partial.weights, by_patch, Matrix::rows(gradient, rows, filters, filters), true);
+            for (at, filter) in self.group_starts() {
+                let by_patch = Matrix::rows(&columns[at..], rows, patch, pitch).transposed();
+                let gradient = Matrix::rows(&gradient[filter..], rows, filters / self.groups, filters);
+                multiply_into(&mut sums.partial.weights[filter..], filters, by_patch, gradient, true);
+            }
         }
     }
 
     fn input_by_products(&self, weights: &[f32], gradient: &[f32], out: &mut [f32], scratch: &mut Scratch) {
-        let (patch, filters) = (self.patch(), self.filters);
+        let (patch, patches, filters) = (self.patch(), self.patches(), self.filters);
         let Scratch { columns, gradient: padded, .. } = scratch;
-        let by_filter = Matrix::rows(weights, patch, filters, filters).transposed();
         for tile in self.tiles(gradient.len() / self.output_len()) {
             let (rows, gradient) = self.of_tile(tile, gradient);
-            let columns = sized(columns, rows * patch);
-            multiply(columns, Matrix::rows(gradient, rows, filters, filters), by_filter, false);
+            let columns = sized(columns, rows * patches);
+            for (at, filter) in self.group_starts() {
+                let by_filter = Matrix::rows(&weights[filter..], patch, filters / self.groups, filters).transposed();
+                let gradient = Matrix::rows(&gradient[filter..], rows, filters / self.groups, filters);
+                multiply_into(&mut columns[at..], patches, gradient, by_filter, false);
+            }
             let out = &mut out[tile.image * self.input_len()..][..tile.images * self.input_len()];
             self.spread(tile, columns, out, padded, tile.row + tile.rows == self.computed().0);
         }
@@ -606,10 +687,10 @@ impl Conv {
         (rows, &gradient[start..start + rows * self.filters])
     }
 
-    /// Adds the gradients of a tile's patches (rows of `patch` values) to those of its images.
+    /// Adds the gradients of a tile's patches (rows of [`Conv::patches`] values) to those of its images.
     fn spread(&self, tile: Tile, columns: &[f32], out: &mut [f32], padded: &mut Vec<f32>, is_last: bool) {
         let (_, width) = self.computed();
-        let per_image = tile.rows * width * self.patch();
+        let per_image = tile.rows * width * self.patches();
         let len = self.padded_len();
         if !self.is_padded() {
             for (image, out) in out.chunks_exact_mut(len).enumerate() {

@@ -51,24 +51,105 @@ impl Activation {
 /// What a convolution does at the border of its image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Padding {
-    /// Nothing is added: the output is smaller than the input by the kernel's size less one.
+    /// Nothing is added: the output is smaller than the input by the kernel's extent less one.
     #[default]
     Valid,
     /// Zeros are added so that the output is `ceil(input / stride)` high and wide; where the number of zeros
     /// is odd, the additional one goes to the bottom and right (as TensorFlow and Keras do).
     Same,
+    /// As [`Padding::Same`] along a series, with all zeros before its beginning: no output sees what comes after it.
+    Causal,
+}
+
+/// What windows move over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Axes {
+    /// Rows and columns of an image.
+    #[default]
+    Image,
+    /// The steps of a series, which is an image of one row: `[1, time, channels]`.
+    Series,
+}
+
+/// A convolution (a cross-correlation, as in all frameworks) with a bias.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Convolution {
+    /// Of its windows.
+    pub axes: Axes,
+    /// Number of output channels; `None` for a depthwise convolution, which has one filter for each channel.
+    pub filters: Option<usize>,
+    /// Rows and columns of the kernel; along a series, one row.
+    pub kernel: (usize, usize),
+    /// Step between windows, in both directions.
+    pub stride: usize,
+    /// Step between the points of a window, in both directions; 1 where they are neighbours (Yu and Koltun 2016,
+    /// <https://arxiv.org/abs/1511.07122>).
+    pub dilation: usize,
+    /// The channels and filters fall into so many groups, and a filter sees the channels of its group only.
+    pub groups: usize,
+    /// What happens at the border.
+    pub padding: Padding,
+    /// Applied to each output.
+    pub activation: Activation,
+}
+
+impl Convolution {
+    /// Rows and columns from a window's first point to its last.
+    pub(crate) fn extent(&self) -> (usize, usize) {
+        let along = |points: usize| points.saturating_sub(1) * self.dilation + 1;
+        (along(self.kernel.0), along(self.kernel.1))
+    }
+
+    /// Filters and groups, once the number of channels is known.
+    pub(crate) fn of_channels(&self, channels: usize) -> (usize, usize) {
+        self.filters.map_or((channels, channels), |filters| (filters, self.groups))
+    }
+}
+
+/// Windows whose values become one, channel by channel. What does not fill a window is left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pooling {
+    /// Of its windows: squares of an image, or steps of a series.
+    pub axes: Axes,
+    /// What a window gives.
+    pub kind: PoolKind,
+    /// The side of a window.
+    pub window: usize,
+    /// Step between windows.
+    pub stride: usize,
+}
+
+impl Pooling {
+    /// Rows and columns of a window.
+    pub(crate) fn sides(&self) -> (usize, usize) {
+        (if self.axes == Axes::Series { 1 } else { self.window }, self.window)
+    }
+}
+
+/// What a window of values gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolKind {
+    /// Its largest value.
+    Maximum,
+    /// The mean of its values.
+    Mean,
 }
 
 /// One layer of a network.
 ///
-/// It is written as a line of words; [`LayerSpec::from_str`] reads them and `Display` gives the canonical form:
+/// It is written as a line of words; [`LayerSpec::from_str`](std::str::FromStr) reads them and `Display` gives the canonical form:
 ///
 /// | text | layer |
 /// |---|---|
 /// | `conv 32 3x3 relu` | 32 filters of 3 rows × 3 columns, then ReLU |
 /// | `conv 64 3x3 stride 2 same relu` | with a stride and zero padding |
+/// | `conv 64 3x3 dilation 2 groups 4` | with points two apart; each filter sees a quarter of the channels |
+/// | `depthwise 3x3 same relu` | one filter a channel, which sees that channel only |
+/// | `conv1d 32 5 causal relu`, `depthwise1d 5` | along a series: an image of one row |
 /// | `pool 2`, `pool 3 stride 2` | maximum over windows; the stride is the window unless said |
 /// | `avgpool 2`, `globalpool` | mean over windows; mean over the whole image |
+/// | `pool1d 2`, `avgpool1d 2` | the same along a series |
+/// | `series 128x6` | takes 768 features as 128 steps of 6 channels, step after step |
 /// | `dense 64 relu` | fully connected; flattens an image that reaches it |
 /// | `dropout 0.5` | drops half of the values while training |
 /// | `batchnorm`, `batchnorm relu` | normalises each channel over the batch |
@@ -76,35 +157,19 @@ pub enum Padding {
 /// A [`Residual`] block is a table: `{ residual = ["conv 64 3x3 same relu", "conv 64 3x3 same"], activation = "relu" }`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum LayerSpec {
-    /// A two-dimensional convolution (a cross-correlation, as in all frameworks) with a bias.
-    Conv {
-        /// Number of output channels.
-        filters: usize,
-        /// Rows and columns of the kernel.
-        kernel: (usize, usize),
-        /// Step between windows, in both directions.
-        stride: usize,
-        /// What happens at the border.
-        padding: Padding,
-        /// Applied to each output.
-        activation: Activation,
-    },
-    /// The maximum of each square window, channel by channel. What does not fill a window is left out.
-    MaxPool {
-        /// Rows and columns of the window.
-        window: usize,
-        /// Step between windows.
-        stride: usize,
-    },
-    /// The mean of each square window, channel by channel. What does not fill a window is left out.
-    AveragePool {
-        /// Rows and columns of the window.
-        window: usize,
-        /// Step between windows.
-        stride: usize,
-    },
+    /// `conv`, `depthwise`, `conv1d`, `depthwise1d`.
+    Conv(Convolution),
+    /// `pool`, `avgpool`, `pool1d`, `avgpool1d`.
+    Pool(Pooling),
     /// The mean of each channel over the whole image.
     GlobalPool,
+    /// Takes a list of features as a series, an image of one row: `[1, steps, channels]`. Nothing is computed.
+    Series {
+        /// Steps in time.
+        steps: usize,
+        /// Values of each.
+        channels: usize,
+    },
     /// A fully connected layer with a bias.
     Dense {
         /// Number of outputs.

@@ -84,7 +84,7 @@ mod reference;
 pub use architecture::{Architecture, ArchitectureError, ArchitectureReport, LayerReport, Problem, Shape};
 pub use error::NetworkError;
 pub use examples::{Input, Normalisation};
-pub use layer::{Activation, LayerParseError, LayerSpec, Padding, Residual};
+pub use layer::{Activation, Axes, Convolution, LayerParseError, LayerSpec, Padding, PoolKind, Pooling, Residual};
 pub use loss::{LossOptions, StepReport};
 pub use network::{Batch, Network, Snapshot};
 pub use optimiser::{Optimiser, OptimiserConfig};

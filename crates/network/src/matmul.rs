@@ -37,11 +37,22 @@ impl<'a> Matrix<'a> {
 ///
 /// If the sizes do not fit each other or the slices: a fault of this crate.
 pub(crate) fn multiply(out: &mut [f32], a: Matrix<'_>, b: Matrix<'_>, accumulate: bool) {
+    multiply_into(out, b.columns, a, b, accumulate);
+}
+
+/// As [`multiply`], with rows of `out` that begin `row_stride` values after each other.
+///
+/// # Panics
+///
+/// As [`multiply`].
+pub(crate) fn multiply_into(out: &mut [f32], row_stride: usize, a: Matrix<'_>, b: Matrix<'_>, accumulate: bool) {
     let (m, n, k) = (a.rows, b.columns, a.columns);
     assert_eq!(a.columns, b.rows, "inner sizes differ");
-    assert!(a.reach() <= a.data.len() && b.reach() <= b.data.len() && m * n <= out.len(), "a matrix reaches past its slice");
+    let reach = if m == 0 || n == 0 { 0 } else { (m - 1) * row_stride + n };
+    assert!(a.reach() <= a.data.len() && b.reach() <= b.data.len() && reach <= out.len(), "a matrix reaches past its slice");
+    assert!(n <= row_stride || m <= 1, "rows overlap");
     if k == 0 && !accumulate {
-        out[..m * n].fill(0.0);
+        out.chunks_mut(row_stride.max(1)).take(m).for_each(|row| row[..n].fill(0.0));
     }
     if m == 0 || n == 0 || k == 0 {
         return;
@@ -55,7 +66,7 @@ pub(crate) fn multiply(out: &mut [f32], a: Matrix<'_>, b: Matrix<'_>, accumulate
             k,
             out.as_mut_ptr(),
             1,
-            n as isize,
+            row_stride as isize,
             accumulate,
             a.data.as_ptr(),
             a.column_stride as isize,

@@ -6,8 +6,8 @@ use crate::{
     conv::Conv,
     dense::Dense,
     dropout::Dropout,
-    layer::{self, LayerSpec},
-    pool::{Kind, Pool},
+    layer::{self, Axes, Convolution, LayerSpec, PoolKind, Pooling},
+    pool::Pool,
     residual::Residual,
 };
 
@@ -54,9 +54,9 @@ impl Block {
     pub(crate) fn weights(&self) -> Vec<WeightSpec> {
         let (shape, start, outputs) = match self {
             Block::Conv(conv) => {
-                let window = conv.rows * conv.columns;
-                let shape = vec![conv.rows, conv.columns, conv.channels, conv.filters];
-                let start = Start::Random { inputs: window * conv.channels, outputs: window * conv.filters };
+                let (window, groups) = (conv.rows * conv.columns, conv.groups);
+                let shape = vec![conv.rows, conv.columns, conv.channels / groups, conv.filters];
+                let start = Start::Random { inputs: window * conv.channels / groups, outputs: window * conv.filters / groups };
                 (shape, start, conv.filters)
             }
             Block::Dense(dense) => {
@@ -101,6 +101,12 @@ impl Planner {
     fn sequence(&mut self, layers: &[LayerSpec], input: Shape, place: impl Fn(usize) -> Place) -> (Vec<Placed>, Shape) {
         let (mut blocks, mut shape, mut index) = (Vec::new(), input, 0);
         while index < layers.len() {
+            if let LayerSpec::Series { .. } = &layers[index] {
+                // The values lie as they should.
+                shape = output_shape(&layers[index], shape).shape;
+                (index, self.layers) = (index + 1, self.layers + 1);
+                continue;
+            }
             let (layer, pool) = (&layers[index], layers.get(index + 1).and_then(|next| fused_pool(&layers[index], next)));
             let (block, mut output) = match layer {
                 LayerSpec::Residual(residual) => self.residual(residual, shape, &place(index)),
@@ -125,14 +131,12 @@ impl Planner {
 
 /// The window of a pooling layer that can be computed with the convolution before it.
 fn fused_pool(layer: &LayerSpec, next: &LayerSpec) -> Option<usize> {
-    match (layer, next) {
-        (LayerSpec::Conv { activation, .. }, LayerSpec::MaxPool { window, stride })
-            if activation.is_monotone() && window == stride && *window > 1 =>
-        {
-            Some(*window)
-        }
-        _ => None,
-    }
+    let (LayerSpec::Conv(conv), LayerSpec::Pool(pool)) = (layer, next) else { return None };
+    let Pooling { axes, kind, window, stride } = *pool;
+    // The kernels of spread and grouped convolutions write every output.
+    let is_plain = matches!(conv, Convolution { filters: Some(_), dilation: 1, groups: 1, .. });
+    let is_fused = is_plain && conv.activation.is_monotone() && axes == Axes::Image && kind == PoolKind::Maximum;
+    (is_fused && window == stride && window > 1).then_some(window)
 }
 
 /// The block of a layer that is no residual block; `index` tells it from all other layers.
@@ -141,18 +145,15 @@ fn block(layer: &LayerSpec, pool: usize, index: usize, input: Shape) -> Block {
         Shape::Image { height, width, channels } => (height, width, channels),
         Shape::Features(n) => (1, 1, n),
     };
-    let window = |kind, rows, columns, stride| Block::Pool(Pool { kind, height, width, channels, rows, columns, stride });
+    let window = |kind, (rows, columns), stride| Block::Pool(Pool { kind, height, width, channels, rows, columns, stride });
     match *layer {
-        LayerSpec::Conv { filters, kernel, stride, padding, activation } => {
-            Block::Conv(Conv::new((height, width, channels), filters, kernel, stride, padding, activation, pool))
-        }
-        LayerSpec::MaxPool { window: side, stride } => window(Kind::Maximum, side, side, stride),
-        LayerSpec::AveragePool { window: side, stride } => window(Kind::Mean, side, side, stride),
-        LayerSpec::GlobalPool => window(Kind::Mean, height, width, 1),
+        LayerSpec::Conv(ref conv) => Block::Conv(Conv::of((height, width, channels), conv, pool)),
+        LayerSpec::Pool(pool) => window(pool.kind, pool.sides(), pool.stride),
+        LayerSpec::GlobalPool => window(PoolKind::Mean, (height, width), 1),
         LayerSpec::Dense { units, activation } => Block::Dense(Dense { inputs: input.len(), units, activation }),
         LayerSpec::Dropout { rate } => Block::Dropout(Dropout { rate, layer: index, channels }),
         LayerSpec::BatchNorm { activation } => Block::BatchNorm(BatchNorm { channels, activation }),
-        LayerSpec::Residual(_) => unreachable!("the planner goes into residual blocks itself"),
+        LayerSpec::Series { .. } | LayerSpec::Residual(_) => unreachable!("the planner sees to them itself"),
     }
 }
 
@@ -173,6 +174,9 @@ mod tests {
         assert_eq!(fused(&["conv 4 3x3", "pool 3", "dense 2"]), ["0", "2"]);
         assert_eq!(fused(&["conv 4 3x3 gelu", "pool 2", "dense 2"]), ["0", "1", "2"], "gelu first falls, then rises");
         assert_eq!(fused(&["conv 4 3x3 relu", "pool 3 stride 2", "dense 2"]), ["0", "1", "2"], "windows overlap");
+        assert_eq!(fused(&["conv 4 3x3 dilation 2", "pool 2", "dense 2"]), ["0", "1", "2"]);
+        assert_eq!(fused(&["conv 4 3x3 groups 2", "pool 2", "dense 2"]), ["0", "1", "2"]);
+        assert_eq!(fused(&["depthwise 3x3", "pool 2", "dense 2"]), ["0", "1", "2"]);
         assert_eq!(fused(&["conv 4 3x3", "batchnorm relu", "pool 2", "dense 2"]), ["0", "1", "2", "3"]);
     }
 }

@@ -7,21 +7,15 @@ use rayon::prelude::*;
 
 use crate::{
     architecture::windows,
+    layer::PoolKind,
     partition::CHUNK,
     tape::{Flow, Tape, give, take},
 };
 
-/// What a window gives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Maximum,
-    Mean,
-}
-
 /// Windows of `rows` × `columns` pixels, `stride` apart.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Pool {
-    pub(crate) kind: Kind,
+    pub(crate) kind: PoolKind,
     pub(crate) height: usize,
     pub(crate) width: usize,
     pub(crate) channels: usize,
@@ -59,7 +53,7 @@ impl Pool {
                     &mut winners[image * self.output_len() + pixel * self.channels..][..self.channels]
                 };
                 self.window(input, corner, out, winners);
-                if self.kind == Kind::Mean {
+                if self.kind == PoolKind::Mean {
                     out.iter_mut().for_each(|sum| *sum *= share);
                 }
             }
@@ -72,13 +66,13 @@ impl Pool {
         for place in 1..self.rows * self.columns {
             let pixel = &input[corner + self.offset(place)..][..self.channels];
             match self.kind {
-                Kind::Mean => out.iter_mut().zip(pixel).for_each(|(sum, value)| *sum += value),
-                Kind::Maximum if winners.is_empty() => out.iter_mut().zip(pixel).for_each(|(best, value)| {
+                PoolKind::Mean => out.iter_mut().zip(pixel).for_each(|(sum, value)| *sum += value),
+                PoolKind::Maximum if winners.is_empty() => out.iter_mut().zip(pixel).for_each(|(best, value)| {
                     if *value > *best {
                         *best = *value;
                     }
                 }),
-                Kind::Maximum => {
+                PoolKind::Maximum => {
                     for ((best, winner), value) in out.iter_mut().zip(winners.iter_mut()).zip(pixel) {
                         if *value > *best {
                             (*best, *winner) = (*value, place as u8);
@@ -106,13 +100,13 @@ impl Pool {
             for (pixel, gradient) in gradient.chunks_exact(self.channels).enumerate() {
                 let corner = self.corner(pixel / out_width, pixel % out_width);
                 match self.kind {
-                    Kind::Mean => {
+                    PoolKind::Mean => {
                         for place in 0..self.rows * self.columns {
                             let out = &mut out[corner + self.offset(place)..][..self.channels];
                             out.iter_mut().zip(gradient).for_each(|(out, gradient)| *out += gradient * share);
                         }
                     }
-                    Kind::Maximum => {
+                    PoolKind::Maximum => {
                         let winners = &winners[image * self.output_len() + pixel * self.channels..];
                         for (channel, (gradient, winner)) in gradient.iter().zip(winners).enumerate() {
                             out[corner + self.offset(usize::from(*winner)) + channel] += gradient;
@@ -128,7 +122,7 @@ impl Pool {
         let (input_len, len) = (self.input_len(), self.output_len());
         let values = input.values.to_floats(self.channels);
         let mut output = vec![0.0; batch * len];
-        let mut winners = vec![0u8; if self.kind == Kind::Maximum { batch * len } else { 0 }];
+        let mut winners = vec![0u8; if self.kind == PoolKind::Maximum { batch * len } else { 0 }];
         let mut winner_chunks: Vec<&mut [u8]> = winners.chunks_mut(CHUNK * len).collect();
         winner_chunks.resize_with(batch.div_ceil(CHUNK), Default::default);
         let chunks = values.par_chunks(CHUNK * input_len).zip(output.par_chunks_mut(CHUNK * len)).zip(winner_chunks);

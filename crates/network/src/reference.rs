@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use crate::{
     architecture::{Architecture, Shape, same_padding, windows},
     examples::Input,
-    layer::{Activation, LayerSpec, Padding, Residual},
+    layer::{Activation, Convolution, LayerSpec, Padding, PoolKind, Residual},
     loss::{self, LossOptions},
     network::Network,
 };
@@ -81,35 +81,49 @@ fn erf(x: f64) -> f64 {
     sum * std::f64::consts::FRAC_2_SQRT_PI
 }
 
+fn convolution(conv: &Convolution, input: &Images, weight: &[f64], bias: &[f64]) -> Images {
+    let Convolution { kernel: (rows, columns), stride, dilation, padding, activation, .. } = *conv;
+    let (filters, groups) = (conv.filters.unwrap_or(input.channels), if conv.filters.is_some() { conv.groups } else { input.channels });
+    let extent = |points: usize| (points - 1) * dilation + 1;
+    let border = |size, points| match padding {
+        Padding::Valid => (0, 0),
+        Padding::Same => same_padding(size, extent(points), stride),
+        Padding::Causal => (extent(points) - 1, 0),
+    };
+    let ((top, bottom), (left, right)) = (border(input.height, rows), border(input.width, columns));
+    let out_height = windows(input.height + top + bottom, extent(rows), stride).unwrap();
+    let out_width = windows(input.width + left + right, extent(columns), stride).unwrap();
+    let (channels, of_group) = (input.channels / groups, filters / groups);
+    input.map(out_height, out_width, filters, |n, y, x, f| {
+        let mut sum = bias[f];
+        for i in 0..rows {
+            for j in 0..columns {
+                let y = (y * stride + i * dilation) as isize - top as isize;
+                let x = (x * stride + j * dilation) as isize - left as isize;
+                for c in 0..channels {
+                    sum += input.at(n, y, x, f / of_group * channels + c) * weight[((i * columns + j) * channels + c) * filters + f];
+                }
+            }
+        }
+        activate(activation, sum)
+    })
+}
+
 /// One layer; batch norms use the batch's statistics, as in training. Dropout is left out.
 fn layer(layer: &LayerSpec, input: &Images, weight: &[f64], bias: &[f64]) -> Images {
     let (height, width, channels) = (input.height, input.width, input.channels);
     match *layer {
-        LayerSpec::Conv { filters, kernel: (rows, columns), stride, padding, activation } => {
-            let (top, bottom) = if padding == Padding::Same { same_padding(height, rows, stride) } else { (0, 0) };
-            let (left, right) = if padding == Padding::Same { same_padding(width, columns, stride) } else { (0, 0) };
-            let out_height = windows(height + top + bottom, rows, stride).unwrap();
-            let out_width = windows(width + left + right, columns, stride).unwrap();
-            input.map(out_height, out_width, filters, |n, y, x, f| {
-                let mut sum = bias[f];
-                for i in 0..rows {
-                    for j in 0..columns {
-                        for c in 0..channels {
-                            let (y, x) = ((y * stride + i) as isize - top as isize, (x * stride + j) as isize - left as isize);
-                            sum += input.at(n, y, x, c) * weight[((i * columns + j) * channels + c) * filters + f];
-                        }
-                    }
-                }
-                activate(activation, sum)
-            })
-        }
-        LayerSpec::MaxPool { window, stride } | LayerSpec::AveragePool { window, stride } => {
-            let is_mean = matches!(layer, LayerSpec::AveragePool { .. });
-            let (out_height, out_width) = (windows(height, window, stride).unwrap(), windows(width, window, stride).unwrap());
+        LayerSpec::Conv(ref conv) => convolution(conv, input, weight, bias),
+        LayerSpec::Pool(pool) => {
+            let (rows, columns) = pool.sides();
+            let (out_height, out_width) = (windows(height, rows, pool.stride).unwrap(), windows(width, columns, pool.stride).unwrap());
             input.map(out_height, out_width, channels, |n, y, x, c| {
-                let places = (0..window * window).map(|p| ((y * stride + p / window) as isize, (x * stride + p % window) as isize));
-                let values = places.map(|(y, x)| input.at(n, y, x, c));
-                if is_mean { values.sum::<f64>() / (window * window) as f64 } else { values.fold(f64::NEG_INFINITY, f64::max) }
+                let place = |p: usize| ((y * pool.stride + p / columns) as isize, (x * pool.stride + p % columns) as isize);
+                let values = (0..rows * columns).map(place).map(|(y, x)| input.at(n, y, x, c));
+                match pool.kind {
+                    PoolKind::Mean => values.sum::<f64>() / (rows * columns) as f64,
+                    PoolKind::Maximum => values.fold(f64::NEG_INFINITY, f64::max),
+                }
             })
         }
         LayerSpec::GlobalPool => input.map(1, 1, channels, |n, _, _, c| {
@@ -134,6 +148,7 @@ fn layer(layer: &LayerSpec, input: &Images, weight: &[f64], bias: &[f64]) -> Ima
             })
         }
         LayerSpec::Dropout { .. } => input.clone(),
+        LayerSpec::Series { steps, channels } => Images { height: 1, width: steps, channels, values: input.values.clone() },
         LayerSpec::Residual(_) => unreachable!("its layers are walked one by one"),
     }
 }
@@ -222,6 +237,21 @@ fn conv() -> impl Strategy<Value = String> {
     )
 }
 
+/// A convolution that is spread out, in groups, or both; of 6 channels, which most groups divide.
+fn spread_conv() -> impl Strategy<Value = Vec<LayerSpec>> {
+    let numbers = (1..4usize, 1..4usize, 1..3usize, 1..4usize);
+    let groups = prop_oneof![Just(Some(1)), Just(Some(2)), Just(Some(3)), Just(Some(6)), Just(None)];
+    (numbers, 1..3usize, groups, any::<bool>(), activation()).prop_map(
+        |((rows, columns, stride, dilation), wide, groups, same, activation)| {
+            let kind = groups.map_or("depthwise".to_owned(), |_| format!("conv {}", 6 * wide));
+            let groups = groups.map_or(String::new(), |groups| format!(" groups {groups}"));
+            let same = if same { " same" } else { "" };
+            let text = format!("{kind} {rows}x{columns} stride {stride} dilation {dilation}{groups}{same}{activation}");
+            ["conv 6 2x2 same", &text].iter().map(|text| text.parse().unwrap()).collect()
+        },
+    )
+}
+
 fn plain_layer() -> impl Strategy<Value = String> {
     prop_oneof![
         4 => conv(),
@@ -236,7 +266,7 @@ fn plain_layer() -> impl Strategy<Value = String> {
 
 /// A residual block whose ways end alike: a shortcut of its own, or layers that keep the shape of what a convolution before them gives.
 fn residual() -> impl Strategy<Value = Vec<LayerSpec>> {
-    let sizes = (1..40usize, 1..4usize, 1..3usize, any::<bool>());
+    let sizes = (1..12usize, 1..4usize, 1..3usize, any::<bool>());
     let words = (activation(), activation(), activation());
     (sizes, words, any::<bool>()).prop_map(|((filters, side, stride, has_norm), (first, second, sum), has_shortcut)| {
         let norm = |activation: &str| has_norm.then(|| format!("batchnorm{activation}"));
@@ -250,8 +280,40 @@ fn residual() -> impl Strategy<Value = Vec<LayerSpec>> {
     })
 }
 
+/// A layer along a series.
+fn series_layer() -> impl Strategy<Value = String> {
+    let numbers = (1..20usize, 1..6usize, 1..3usize, 1..4usize);
+    let padding = prop_oneof![Just(""), Just(" same"), Just(" causal")];
+    let conv = (numbers, any::<bool>(), padding, activation()).prop_map(
+        |((filters, steps, stride, dilation), is_depthwise, padding, activation)| {
+            let kind = if is_depthwise { "depthwise1d".to_owned() } else { format!("conv1d {filters}") };
+            format!("{kind} {steps} stride {stride} dilation {dilation}{padding}{activation}")
+        },
+    );
+    let pool = (any::<bool>(), 2..4usize, 1..4usize)
+        .prop_map(|(is_mean, side, stride)| format!("{} {side} stride {stride}", if is_mean { "avgpool1d" } else { "pool1d" }));
+    prop_oneof![3 => conv, 1 => pool]
+}
+
+fn series_case() -> impl Strategy<Value = Case> {
+    let layers = (proptest::collection::vec(series_layer(), 1..4), 2..12usize);
+    (1..40usize, 1..9usize, layers, 1..20usize, any::<u64>()).prop_filter_map(
+        "the layers do not fit",
+        |(time, channels, (mut layers, classes), batch, seed)| {
+            layers.push(format!("dense {classes}"));
+            if seed % 2 == 1 {
+                layers.insert(0, format!("series {time}x{channels}"));
+            }
+            let layers = layers.iter().map(|text| text.parse().unwrap()).collect();
+            let input = if seed % 2 == 0 { Shape::Image { height: 1, width: time, channels } } else { Shape::Features(time * channels) };
+            let architecture = Architecture { input, layers };
+            architecture.check().is_ok().then_some(Case { architecture, batch, seed })
+        },
+    )
+}
+
 fn any_layers() -> impl Strategy<Value = Vec<LayerSpec>> {
-    prop_oneof![5 => plain_layer().prop_map(|text| vec![text.parse().unwrap()]), 1 => residual()]
+    prop_oneof![5 => plain_layer().prop_map(|text| vec![text.parse().unwrap()]), 1 => residual(), 2 => spread_conv()]
 }
 
 fn case() -> impl Strategy<Value = Case> {
@@ -353,8 +415,35 @@ proptest! {
     }
 
     #[test]
+    fn series_agree_with_plain_loops_and_central_differences(case in series_case()) {
+        check_logits(&case)?;
+        check_gradients(&case)?;
+    }
+
+    #[test]
     fn gradients_of_random_networks_agree_with_central_differences(case in case().prop_filter("tame", is_tame)) {
         check_gradients(&case)?;
+    }
+}
+
+/// A causal convolution's outputs do not change with what comes later.
+#[test]
+fn a_causal_convolution_does_not_see_what_comes_later() {
+    for text in ["conv1d 3 4 dilation 2 causal", "depthwise1d 3 dilation 3 causal gelu"] {
+        let layers = ["conv1d 3 1", text, "dense 2"].iter().map(|text| text.parse().unwrap()).collect();
+        let architecture = Architecture { input: Shape::Image { height: 1, width: 20, channels: 2 }, layers };
+        let case = Case { architecture, batch: 1, seed: 3 };
+        let weights = case.network().reference_weights();
+        let outputs = |input: &[f64]| {
+            let images = Images { height: 1, width: 20, channels: 2, values: input.to_vec() };
+            sequence(&case.architecture.layers[..2], "layers", &weights, images).values
+        };
+        let mut input: Vec<f64> = case.input().iter().map(|value| f64::from(*value)).collect();
+        let before = outputs(&input);
+        input[2 * 12..].iter_mut().for_each(|value| *value += 1.0);
+        let after = outputs(&input);
+        assert_eq!(before[..3 * 12], after[..3 * 12], "{text}");
+        assert_ne!(before[3 * 12..3 * 13], after[3 * 12..3 * 13], "{text}");
     }
 }
 
@@ -383,6 +472,12 @@ fn the_gradient_of_each_kind_of_layer_agrees_with_central_differences() {
         "conv 4 3x3 gelu",
         "conv 4 3x3 silu",
         "conv 6 3x2 stride 2 same relu",
+        "conv 6 3x3 dilation 2 same gelu",
+        "conv 10 2x3 groups 5 relu",
+        "conv 10 3x3 groups 5 stride 2 dilation 2 same silu",
+        "depthwise 3x3 same relu",
+        "depthwise 2x3 stride 2 gelu",
+        "depthwise 3x3 dilation 2",
         "pool 2",
         "pool 3 stride 2",
         "avgpool 2",
@@ -503,7 +598,8 @@ fn each_instruction_set_agrees_with_plain_loops() {
     }
     for level in ["avx2", "baseline"] {
         let mut tests = std::process::Command::new(std::env::current_exe().unwrap());
-        let output = tests.args(["reference::", "winograd::", "--test-threads=2"]).env("EPISTEME_SIMD", level).output().unwrap();
+        let output =
+            tests.args(["reference::", "winograd::", "depthwise::", "--test-threads=2"]).env("EPISTEME_SIMD", level).output().unwrap();
         assert!(output.status.success(), "{level}: {}", String::from_utf8_lossy(&output.stdout));
     }
 }

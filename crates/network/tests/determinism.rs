@@ -13,6 +13,8 @@ fn architecture() -> Architecture {
         "pool 2",
         "conv 12 3x3 same",
         "batchnorm relu",
+        r#"{"residual": ["depthwise 3x3 same relu", "conv 12 3x3 dilation 2 groups 3 same"], "shortcut": ["conv 12 1x1"], "activation": "relu"}"#,
+        r#"{"residual": ["batchnorm", "dropout 0.2", "conv 12 1x1 silu"]}"#,
         "pool 3 stride 2",
         "conv 9 2x2 gelu",
         "dropout 0.3",
@@ -21,8 +23,8 @@ fn architecture() -> Architecture {
         "batchnorm",
         "dense 5",
     ];
-    let layers = layers.iter().map(|text| text.parse().unwrap()).collect();
-    Architecture { input: Shape::Image { height: 18, width: 17, channels: 3 }, layers }
+    let read = |text: &&str| if text.starts_with('{') { serde_json::from_str(text).unwrap() } else { text.parse().unwrap() };
+    Architecture { input: Shape::Image { height: 18, width: 17, channels: 3 }, layers: layers.iter().map(read).collect() }
 }
 
 fn pixels(count: usize) -> Vec<u8> {

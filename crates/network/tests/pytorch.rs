@@ -1,4 +1,4 @@
-//! A forward pass of two layers agrees with PyTorch's on the same weights to 1e-5 (fixture: `fixtures/two_layers.py`).
+//! Forward passes agree with PyTorch's on the same weights to 1e-5 (fixtures: `fixtures/two_layers.py`, `fixtures/blocks.py`).
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -24,8 +24,17 @@ struct Tensor {
 
 #[test]
 fn two_layers_agree_with_pytorch_on_the_same_weights_to_a_hundred_thousandth() {
-    let cases: Vec<Case> = serde_json::from_str(include_str!("fixtures/two_layers.json")).unwrap();
-    assert_eq!(cases.len(), 3);
+    agree(include_str!("fixtures/two_layers.json"), 3);
+}
+
+#[test]
+fn residual_blocks_groups_dilations_and_series_agree_with_pytorch_on_the_same_weights() {
+    agree(include_str!("fixtures/blocks.json"), 2);
+}
+
+fn agree(fixture: &str, count: usize) {
+    let cases: Vec<Case> = serde_json::from_str(fixture).unwrap();
+    assert_eq!(cases.len(), count);
     for case in cases {
         let [height, width, channels] = case.input;
         let architecture = Architecture { input: Shape::Image { height, width, channels }, layers: case.layers };

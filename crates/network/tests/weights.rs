@@ -53,6 +53,26 @@ fn a_file_has_the_documented_names_and_layouts_and_gives_the_network_back() {
 }
 
 #[test]
+fn the_weights_of_residual_blocks_and_grouped_convolutions_are_named_by_their_place() {
+    let block = r#"{"residual": ["conv 6 3x3 same groups 2", "batchnorm"], "shortcut": ["depthwise 1x1", "conv 6 1x1"]}"#;
+    let mut architecture = net(&["conv 4 3x3", "dense 3"]);
+    architecture.layers.insert(1, serde_json::from_str(block).unwrap());
+    let mut network = Network::new(&architecture, 7).unwrap();
+    train(&mut network, 2);
+    let bytes = network.to_safetensors().unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let shape = |name: &str| file.tensor(&format!("layers.1.{name}")).unwrap().shape().to_vec();
+    assert_eq!(shape("residual.0.weight"), [3, 3, 2, 6]);
+    assert_eq!(shape("residual.1.running_var"), [6]);
+    assert_eq!(shape("shortcut.0.weight"), [1, 1, 1, 4]);
+    assert_eq!(shape("shortcut.1.bias"), [6]);
+    assert_eq!(file.len(), 4 + 2 + 4 + 4);
+    let again = Network::from_safetensors(&architecture, 7, &bytes).unwrap();
+    let input = input(5);
+    assert_eq!(again.logits(Input::Floats(&input)).unwrap(), network.logits(Input::Floats(&input)).unwrap());
+}
+
+#[test]
 fn a_file_of_another_network_is_refused_with_all_that_differs() {
     let bytes = Network::new(&architecture(), 7).unwrap().to_safetensors().unwrap();
     let other = net(&["conv 5 3x3", "pool 2", "dense 3", "dense 3"]);

@@ -1,7 +1,7 @@
 //! The check that layers fit each other: the shape of an example is followed through all of them.
 
 use super::{Architecture, ArchitectureError, ArchitectureReport, LayerReport, MAX_WINDOW, Place, Problem, Shape};
-use crate::layer::{Activation, LayerSpec, Padding, Residual};
+use crate::layer::{Activation, Axes, Convolution, LayerSpec, Padding, Pooling, Residual};
 
 /// The size of the output along one axis, or `None` where not one window fits.
 pub(crate) fn windows(size: usize, window: usize, stride: usize) -> Option<usize> {
@@ -128,61 +128,85 @@ fn fits(shape: Shape) -> Output {
     Output { shape, problem: None }
 }
 
+fn instead(shape: Shape, problem: String) -> Output {
+    Output { shape, problem: Some(problem) }
+}
+
 /// Of any layer but a residual block, which is followed layer by layer.
 pub(crate) fn output_shape(layer: &LayerSpec, input: Shape) -> Output {
-    match *layer {
-        LayerSpec::Dense { units: 0, .. } | LayerSpec::Conv { filters: 0, .. } => {
-            Output { shape: input, problem: Some("it must give at least one value".into()) }
+    match (layer, input) {
+        (LayerSpec::Dense { units: 0, .. }, _) | (LayerSpec::Conv(Convolution { filters: Some(0), .. }), _) => {
+            instead(input, "it must give at least one value".into())
         }
-        LayerSpec::Dense { units, .. } => fits(Shape::Features(units)),
-        LayerSpec::Dropout { .. } | LayerSpec::BatchNorm { .. } | LayerSpec::Residual(_) => fits(input),
-        LayerSpec::Conv { .. } | LayerSpec::MaxPool { .. } | LayerSpec::AveragePool { .. } | LayerSpec::GlobalPool => {
-            let Shape::Image { height, width, channels } = input else {
-                let problem = format!("it needs an image, but a list of {input} values reaches it; put it before the first `dense`");
-                return Output { shape: input, problem: Some(problem) };
-            };
-            spatial_output(layer, height, width, channels)
+        (LayerSpec::Dense { units, .. }, _) => fits(Shape::Features(*units)),
+        (LayerSpec::Dropout { .. } | LayerSpec::BatchNorm { .. } | LayerSpec::Residual(_), _) => fits(input),
+        (LayerSpec::Series { steps, channels }, _) => series_output(*steps, *channels, input),
+        (_, Shape::Features(_)) => {
+            instead(input, format!("it needs an image, but a list of {input} values reaches it; put it before the first `dense`"))
+        }
+        (
+            LayerSpec::Conv(Convolution { axes: Axes::Series, .. }) | LayerSpec::Pool(Pooling { axes: Axes::Series, .. }),
+            Shape::Image { height: 2.., .. },
+        ) => instead(input, format!("it needs a series, an image of one row, but {input} reaches it; use the layer without `1d`")),
+        (LayerSpec::Conv(conv), Shape::Image { height, width, channels }) => conv_output(conv, height, width, channels),
+        (LayerSpec::Pool(pool), Shape::Image { height, width, channels }) => pool_output(pool, height, width, channels),
+        (LayerSpec::GlobalPool, Shape::Image { channels, .. }) => fits(Shape::Features(channels)),
+    }
+}
+
+fn series_output(steps: usize, channels: usize, input: Shape) -> Output {
+    let series = Shape::Image { height: 1, width: steps, channels };
+    match input {
+        Shape::Features(count) if count == series.len() && count > 0 => fits(series),
+        Shape::Features(count) => {
+            instead(series, format!("{steps} steps of {channels} values are {}, but {count} values reach it", series.len()))
+        }
+        Shape::Image { .. } => instead(input, format!("it takes a list of features as a series, but {input} reaches it; take it out")),
+    }
+}
+
+fn conv_output(conv: &Convolution, height: usize, width: usize, channels: usize) -> Output {
+    let (filters, groups) = conv.of_channels(channels);
+    let (rows, columns) = conv.extent();
+    let stride = conv.stride;
+    let same = Shape::Image { height: height.div_ceil(stride.max(1)), width: width.div_ceil(stride.max(1)), channels: filters };
+    if rows == 0 || columns == 0 || stride == 0 || conv.dilation == 0 || groups == 0 {
+        return instead(same, "kernel, stride, dilation and groups must be above zero".into());
+    }
+    if !channels.is_multiple_of(groups) || !filters.is_multiple_of(groups) {
+        return instead(same, format!("{channels} channels and {filters} filters cannot both be shared out over {groups} groups"));
+    }
+    if conv.padding != Padding::Valid {
+        return fits(same);
+    }
+    match (windows(height, rows, stride), windows(width, columns, stride)) {
+        (Some(height), Some(width)) => fits(Shape::Image { height, width, channels: filters }),
+        _ => {
+            let spread = if conv.dilation > 1 { format!(", which its dilation spreads over {rows}x{columns},") } else { String::new() };
+            let (kernel_rows, kernel_columns) = conv.kernel;
+            let help = "pool less before it, take a smaller kernel, or use `same`";
+            instead(
+                same,
+                format!("a {kernel_rows}x{kernel_columns} kernel{spread} does not fit the {height}x{width} image that reaches it; {help}"),
+            )
         }
     }
 }
 
-fn spatial_output(layer: &LayerSpec, height: usize, width: usize, channels: usize) -> Output {
-    match *layer {
-        LayerSpec::Conv { filters, kernel: (rows, columns), stride, padding, .. } => {
-            let same = Shape::Image { height: height.div_ceil(stride.max(1)), width: width.div_ceil(stride.max(1)), channels: filters };
-            if rows == 0 || columns == 0 || stride == 0 {
-                return Output { shape: same, problem: Some("kernel and stride must be above zero".into()) };
-            }
-            if padding == Padding::Same {
-                return fits(same);
-            }
-            match (windows(height, rows, stride), windows(width, columns, stride)) {
-                (Some(height), Some(width)) => fits(Shape::Image { height, width, channels: filters }),
-                _ => {
-                    let problem = format!(
-                        "a {rows}x{columns} kernel does not fit the {height}x{width} image that reaches it; pool less before it, take a smaller kernel, or use `same`"
-                    );
-                    Output { shape: same, problem: Some(problem) }
-                }
-            }
-        }
-        LayerSpec::MaxPool { window, stride } | LayerSpec::AveragePool { window, stride } => {
-            let same = Shape::Image { height, width, channels };
-            if window == 0 || stride == 0 || window > MAX_WINDOW {
-                let problem = format!("the window must have 1 to {MAX_WINDOW} rows and the stride be above zero");
-                return Output { shape: same, problem: Some(problem) };
-            }
-            match (windows(height, window, stride), windows(width, window, stride)) {
-                (Some(height), Some(width)) => fits(Shape::Image { height, width, channels }),
-                _ => {
-                    let problem = format!(
-                        "a {window}x{window} window does not fit the {height}x{width} image that reaches it; take it out or pool less before it"
-                    );
-                    Output { shape: same, problem: Some(problem) }
-                }
-            }
-        }
-        _ => fits(Shape::Features(channels)),
+fn pool_output(pool: &Pooling, height: usize, width: usize, channels: usize) -> Output {
+    let same = Shape::Image { height, width, channels };
+    let (rows, columns) = pool.sides();
+    if pool.window == 0 || pool.stride == 0 || pool.window > MAX_WINDOW {
+        return instead(same, format!("the window must have 1 to {MAX_WINDOW} rows and the stride be above zero"));
+    }
+    match (windows(height, rows, pool.stride), windows(width, columns, pool.stride)) {
+        (Some(height), Some(width)) => fits(Shape::Image { height, width, channels }),
+        _ => instead(
+            same,
+            format!(
+                "a {rows}x{columns} window does not fit the {height}x{width} image that reaches it; take it out or pool less before it"
+            ),
+        ),
     }
 }
 
@@ -190,14 +214,15 @@ fn spatial_output(layer: &LayerSpec, height: usize, width: usize, channels: usiz
 fn costs(layer: &LayerSpec, input: Shape, output: Shape) -> (usize, u64) {
     let values = output.len() as u64;
     match *layer {
-        LayerSpec::Conv { filters, kernel: (rows, columns), .. } => {
-            let products = rows * columns * input.channels();
+        LayerSpec::Conv(ref conv) => {
+            let (filters, groups) = conv.of_channels(input.channels());
+            let products = conv.kernel.0 * conv.kernel.1 * input.channels() / groups.max(1);
             (products * filters + filters, 2 * products as u64 * values)
         }
         LayerSpec::Dense { units, .. } => (input.len() * units + units, 2 * input.len() as u64 * values),
         LayerSpec::BatchNorm { .. } => (2 * input.channels(), 2 * values),
-        LayerSpec::MaxPool { window, .. } | LayerSpec::AveragePool { window, .. } => (0, (window * window) as u64 * values),
+        LayerSpec::Pool(pool) => (0, (pool.sides().0 * pool.sides().1) as u64 * values),
         LayerSpec::GlobalPool => (0, input.len() as u64),
-        LayerSpec::Dropout { .. } | LayerSpec::Residual(_) => (0, 0),
+        LayerSpec::Dropout { .. } | LayerSpec::Series { .. } | LayerSpec::Residual(_) => (0, 0),
     }
 }

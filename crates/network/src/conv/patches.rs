@@ -3,8 +3,12 @@
 use super::Conv;
 use crate::simd::for_each_level;
 
-/// Writes the patches of `rows` rows of outputs from `first` on, each as `pitch` values: the patch, then zeros.
+/// Writes the patches of `rows` rows of outputs from `first` on, each as `pitch` values: the patch, then zeros. Where there are groups, the
+/// patch of the first group, that of the second, and so on.
 pub(super) fn gather(conv: &Conv, staged: &[f32], first: usize, rows: usize, out: &mut [f32]) {
+    if conv.dilation > 1 || conv.groups > 1 {
+        return gather_points(conv, staged, first, rows, out);
+    }
     match conv.columns * conv.channels {
         1 => gather_fixed::<1>(conv, staged, first, rows, out),
         2 => gather_fixed::<2>(conv, staged, first, rows, out),
@@ -55,8 +59,50 @@ fn gather_any(conv: &Conv, segment: usize, staged: &[f32], first: usize, rows: u
     }
 }
 
-/// Adds patches (rows of `patch` values without gaps) to the places of the padded image that they come from.
+/// Where the values of each point of each group lie, from a window's first value on: in the order of [`gather`].
+fn points(conv: &Conv) -> Vec<usize> {
+    let line = conv.padded_width * conv.channels;
+    let places = |group: usize| {
+        let point = move |place: usize| conv.dilation * (place / conv.columns * line + place % conv.columns * conv.channels);
+        (0..conv.rows * conv.columns).map(move |place| point(place) + group * (conv.channels / conv.groups))
+    };
+    (0..conv.groups).flat_map(places).collect()
+}
+
+fn gather_points(conv: &Conv, staged: &[f32], first: usize, rows: usize, out: &mut [f32]) {
+    let (_, width) = conv.computed();
+    let (line, step, segment) = (conv.padded_width * conv.channels, conv.stride * conv.channels, conv.channels / conv.groups);
+    let points = points(conv);
+    for (y, out) in out.chunks_exact_mut(width * conv.pitch()).take(rows).enumerate() {
+        for (x, out) in out.chunks_exact_mut(conv.pitch()).enumerate() {
+            let window = &staged[(first + y) * conv.stride * line + x * step..];
+            for (out, point) in out.chunks_exact_mut(segment).zip(&points) {
+                out.copy_from_slice(&window[*point..*point + segment]);
+            }
+            out[conv.patches()..].fill(0.0);
+        }
+    }
+}
+
+fn spread_points(conv: &Conv, columns: &[f32], first: usize, rows: usize, padded: &mut [f32]) {
+    let (_, width) = conv.computed();
+    let (line, step, segment) = (conv.padded_width * conv.channels, conv.stride * conv.channels, conv.channels / conv.groups);
+    let points = points(conv);
+    for (y, columns) in columns.chunks_exact(width * conv.patches()).take(rows).enumerate() {
+        for (x, patch) in columns.chunks_exact(conv.patches()).enumerate() {
+            let window = &mut padded[(first + y) * conv.stride * line + x * step..];
+            for (from, point) in patch.chunks_exact(segment).zip(&points) {
+                window[*point..*point + segment].iter_mut().zip(from).for_each(|(to, from)| *to += from);
+            }
+        }
+    }
+}
+
+/// Adds patches (rows of `patches` values without gaps) to the places of the padded image that they come from.
 pub(super) fn spread(conv: &Conv, columns: &[f32], first: usize, rows: usize, padded: &mut [f32]) {
+    if conv.dilation > 1 || conv.groups > 1 {
+        return spread_points(conv, columns, first, rows, padded);
+    }
     let (_, width) = conv.computed();
     let line = conv.padded_width * conv.channels;
     spread_rows(

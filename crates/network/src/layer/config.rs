@@ -8,7 +8,7 @@ use serde::{
     de::{self, MapAccess, Visitor, value::MapAccessDeserializer},
 };
 
-use super::{LayerSpec, Residual};
+use super::{LayerSpec, Residual, text::KINDS};
 
 impl Serialize for LayerSpec {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -53,8 +53,8 @@ impl JsonSchema for LayerSpec {
             "anyOf": [
                 {
                     "type": "string",
-                    "description": "One layer: `conv FILTERS ROWSxCOLUMNS [stride N] [same] [ACTIVATION]`, `pool SIDE [stride N]` (maximum), `avgpool SIDE [stride N]`, `globalpool`, `dense UNITS [ACTIVATION]`, `dropout SHARE`, `batchnorm [ACTIVATION]`. ACTIVATION is relu, gelu, silu or none. The last layer is `dense CLASSES`.",
-                    "pattern": "^\\s*(conv|pool|avgpool|globalpool|dense|dropout|batchnorm)(\\s|$)",
+                    "description": "One layer: `conv FILTERS ROWSxCOLUMNS [stride N] [dilation N] [groups N] [same] [ACTIVATION]`, `depthwise ROWSxCOLUMNS …`, `pool SIDE [stride N]` (maximum), `avgpool SIDE [stride N]`, `globalpool`, `dense UNITS [ACTIVATION]`, `dropout SHARE`, `batchnorm [ACTIVATION]`; along a series (an image of one row, or `series STEPSxCHANNELS` before it for a row of features) `conv1d FILTERS STEPS [causal] …`, `depthwise1d STEPS …`, `pool1d STEPS`, `avgpool1d STEPS`. ACTIVATION is relu, gelu, silu or none. The last layer is `dense CLASSES`.",
+                    "pattern": format!("^\\s*({})(\\s|$)", KINDS.join("|")),
                     "examples": ["conv 32 3x3 relu", "conv 64 3x3 stride 2 same relu", "pool 2", "dense 64 relu", "dropout 0.5", "batchnorm relu", "dense 10"]
                 },
                 generator.subschema_for::<Residual>()

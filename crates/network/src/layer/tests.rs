@@ -8,12 +8,32 @@ fn reason(text: &str) -> String {
 
 #[test]
 fn the_texts_of_the_manual_are_read() {
-    let conv = LayerSpec::Conv { filters: 64, kernel: (3, 5), stride: 2, padding: Padding::Same, activation: Activation::Relu };
+    let plain = Convolution {
+        axes: Axes::Image,
+        filters: Some(64),
+        kernel: (3, 5),
+        stride: 2,
+        dilation: 1,
+        groups: 1,
+        padding: Padding::Same,
+        activation: Activation::Relu,
+    };
+    let conv = LayerSpec::Conv(plain.clone());
     assert_eq!("conv 64 3x5 stride 2 same relu".parse(), Ok(conv.clone()));
     assert_eq!(" conv  64 3x5 same stride 2 relu ".parse(), Ok(conv));
-    assert_eq!("pool 2".parse(), Ok(LayerSpec::MaxPool { window: 2, stride: 2 }));
-    assert_eq!("pool 3 stride 2".parse(), Ok(LayerSpec::MaxPool { window: 3, stride: 2 }));
-    assert_eq!("avgpool 2".parse(), Ok(LayerSpec::AveragePool { window: 2, stride: 2 }));
+    let grouped = Convolution { dilation: 3, groups: 4, ..plain.clone() };
+    assert_eq!("conv 64 3x5 groups 4 stride 2 dilation 3 same relu".parse(), Ok(LayerSpec::Conv(grouped)));
+    let depthwise = Convolution { filters: None, ..plain.clone() };
+    assert_eq!("depthwise 3x5 stride 2 same relu".parse(), Ok(LayerSpec::Conv(depthwise)));
+    let causal = Convolution { axes: Axes::Series, kernel: (1, 5), padding: Padding::Causal, ..plain };
+    assert_eq!("conv1d 64 5 stride 2 causal relu".parse(), Ok(LayerSpec::Conv(causal.clone())));
+    assert_eq!("depthwise1d 5 stride 2 causal relu".parse(), Ok(LayerSpec::Conv(Convolution { filters: None, ..causal })));
+    let pool = |axes, kind, window, stride| Ok(LayerSpec::Pool(Pooling { axes, kind, window, stride }));
+    assert_eq!("pool 2".parse(), pool(Axes::Image, PoolKind::Maximum, 2, 2));
+    assert_eq!("pool 3 stride 2".parse(), pool(Axes::Image, PoolKind::Maximum, 3, 2));
+    assert_eq!("avgpool 2".parse(), pool(Axes::Image, PoolKind::Mean, 2, 2));
+    assert_eq!("pool1d 4 stride 2".parse(), pool(Axes::Series, PoolKind::Maximum, 4, 2));
+    assert_eq!("series 128x6".parse(), Ok(LayerSpec::Series { steps: 128, channels: 6 }));
     assert_eq!("globalpool".parse(), Ok(LayerSpec::GlobalPool));
     assert_eq!("dense 10 none".parse(), Ok(LayerSpec::Dense { units: 10, activation: Activation::None }));
     assert_eq!("dropout 0.5".parse(), Ok(LayerSpec::Dropout { rate: 0.5 }));
@@ -26,6 +46,10 @@ fn a_wrong_word_is_named_with_what_was_probably_meant() {
     assert!(reason("conv2d 32 3x3").contains("did you mean `conv`?"));
     assert!(reason("Linear 10").contains("did you mean `dense`?"));
     assert!(reason("pol 2").contains("did you mean `pool`?"));
+    assert!(reason("maxpool1d 2").contains("did you mean `pool1d`?"));
+    assert!(reason("conv 8 3x3 dilated 2").contains("did you mean `dilation`?"));
+    assert!(!reason("conv 8 3x3 cosal").contains("causal"), "that is for series");
+    assert!(!reason("depthwise 3x3 group 2").contains("did you mean"), "each channel is a group already");
     assert!(reason("dense 10 swish").contains("did you mean `silu`?"));
     let far = reason("transformer 8");
     assert!(far.contains("a layer is one of: `conv`") && !far.contains("did you mean"), "{far}");
@@ -37,6 +61,11 @@ fn what_is_missing_or_too_much_is_said() {
     assert!(reason("conv").contains("the number of filters is missing"));
     assert!(reason("conv 32").contains("the kernel is missing"));
     assert!(reason("conv 32 3").contains("write it as ROWSxCOLUMNS"));
+    assert!(reason("conv1d 32 3x3").contains("write how many steps it sees"));
+    assert!(reason("series 128").contains("write STEPSxCHANNELS"));
+    assert!(reason("series 128x0").contains("`128x0` is not the size of a series"));
+    assert!(reason("depthwise").contains("the kernel is missing"));
+    assert!(reason("conv 32 3x3 groups 0").contains("`0` is not the number of groups"));
     assert!(reason("conv 0 3x3").contains("above zero"));
     assert!(reason("dense -4").contains("`-4` is not the number of units"));
     assert!(reason("dropout 1").contains("from 0 to below 1"));
@@ -80,20 +109,39 @@ fn activations() -> impl Strategy<Value = Activation> {
     prop_oneof![Just(Activation::None), Just(Activation::Relu), Just(Activation::Gelu), Just(Activation::Silu)]
 }
 
-fn layers() -> impl Strategy<Value = LayerSpec> {
-    prop_oneof![
-        (1..512usize, (1..9usize, 1..9usize), 1..4usize, any::<bool>(), activations()).prop_map(
-            |(filters, kernel, stride, same, activation)| LayerSpec::Conv {
+fn convolutions() -> impl Strategy<Value = Convolution> {
+    let sizes = (proptest::option::of(1..512usize), 1..9usize, 1..9usize, 1..4usize, 1..4usize, 1..4usize);
+    (sizes, any::<bool>(), 0..3usize, activations()).prop_map(
+        |((filters, rows, columns, stride, dilation, groups), is_image, padding, activation)| {
+            let axes = if is_image { Axes::Image } else { Axes::Series };
+            Convolution {
+                axes,
                 filters,
-                kernel,
+                kernel: (if is_image { rows } else { 1 }, columns),
                 stride,
-                padding: if same { Padding::Same } else { Padding::Valid },
-                activation
+                dilation,
+                groups: if filters.is_some() { groups } else { 1 },
+                padding: match padding {
+                    0 => Padding::Valid,
+                    1 if !is_image => Padding::Causal,
+                    _ => Padding::Same,
+                },
+                activation,
             }
-        ),
-        (1..9usize, 1..9usize).prop_map(|(window, stride)| LayerSpec::MaxPool { window, stride }),
-        (1..9usize, 1..9usize).prop_map(|(window, stride)| LayerSpec::AveragePool { window, stride }),
+        },
+    )
+}
+
+fn layers() -> impl Strategy<Value = LayerSpec> {
+    let pool = |(is_image, is_mean, window, stride)| {
+        let axes = if is_image { Axes::Image } else { Axes::Series };
+        LayerSpec::Pool(Pooling { axes, kind: if is_mean { PoolKind::Mean } else { PoolKind::Maximum }, window, stride })
+    };
+    prop_oneof![
+        convolutions().prop_map(LayerSpec::Conv),
+        (any::<bool>(), any::<bool>(), 1..9usize, 1..9usize).prop_map(pool),
         Just(LayerSpec::GlobalPool),
+        (1..999usize, 1..99usize).prop_map(|(steps, channels)| LayerSpec::Series { steps, channels }),
         (1..9999usize, activations()).prop_map(|(units, activation)| LayerSpec::Dense { units, activation }),
         (0.0..1.0f32).prop_map(|rate| LayerSpec::Dropout { rate }),
         activations().prop_map(|activation| LayerSpec::BatchNorm { activation }),
@@ -107,7 +155,7 @@ proptest! {
     }
 
     #[test]
-    fn no_text_makes_the_parser_panic(text in "(conv|pool|dense|dropout)? ?[ -~]{0,20}") {
+    fn no_text_makes_the_parser_panic(text in "(conv|depthwise|conv1d|pool|dense|dropout)? ?[ -~]{0,20}") {
         let _ = text.parse::<LayerSpec>();
     }
 }

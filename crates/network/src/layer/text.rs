@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use super::{Activation, LayerSpec, Padding, Residual};
+use super::{Activation, Axes, Convolution, LayerSpec, Padding, PoolKind, Pooling, Residual};
 
 /// A layer's text that could not be read, with the word that is wrong and what may stand there.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -16,12 +16,30 @@ pub struct LayerParseError {
     pub reason: String,
 }
 
-const KINDS: [&str; 7] = ["conv", "pool", "avgpool", "globalpool", "dense", "dropout", "batchnorm"];
-const CONV_OPTIONS: [&str; 7] = ["stride", "same", "valid", "relu", "gelu", "silu", "none"];
+/// The words that a layer begins with.
+pub(super) const KINDS: [&str; 13] = [
+    "conv",
+    "depthwise",
+    "pool",
+    "avgpool",
+    "globalpool",
+    "dense",
+    "dropout",
+    "batchnorm",
+    "series",
+    "conv1d",
+    "depthwise1d",
+    "pool1d",
+    "avgpool1d",
+];
+const CONV_OPTIONS: [&str; 10] = ["stride", "dilation", "groups", "same", "causal", "valid", "relu", "gelu", "silu", "none"];
 const ACTIVATIONS: [&str; 4] = ["relu", "gelu", "silu", "none"];
 
 /// Layers that other tools name differently, and what they are called here.
-const SYNONYMS: [(&str, &str); 13] = [
+const SYNONYMS: [(&str, &str); 16] = [
+    ("depthwiseconv", "depthwise"),
+    ("maxpool1d", "pool1d"),
+    ("dilated", "dilation"),
     ("conv2d", "conv"),
     ("convolution", "conv"),
     ("maxpool", "pool"),
@@ -72,14 +90,22 @@ impl<'a> Words<'a> {
         }
     }
 
-    fn kernel(&mut self) -> Result<(usize, usize), LayerParseError> {
-        let Some(word) = self.words.next() else {
-            return Err(self.error("", "the kernel is missing; write it as ROWSxCOLUMNS, for example `conv 32 3x3`".into()));
+    /// `ROWSxCOLUMNS`, or one number along a series.
+    fn kernel(&mut self, axes: Axes) -> Result<(usize, usize), LayerParseError> {
+        let form = match axes {
+            Axes::Image => "write it as ROWSxCOLUMNS, for example `3x3`",
+            Axes::Series => "write how many steps it sees, for example `5`",
         };
-        let sides = word.split_once('x').and_then(|(rows, columns)| Some((rows.parse().ok()?, columns.parse().ok()?)));
+        let Some(word) = self.words.next() else {
+            return Err(self.error("", format!("the kernel is missing; {form}")));
+        };
+        let sides = match axes {
+            Axes::Image => word.split_once('x').and_then(|(rows, columns)| Some((rows.parse().ok()?, columns.parse().ok()?))),
+            Axes::Series => word.parse().ok().map(|steps| (1, steps)),
+        };
         match sides {
             Some((rows, columns)) if rows > 0 && columns > 0 => Ok((rows, columns)),
-            _ => Err(self.error(word, format!("`{word}` is not a kernel; write it as ROWSxCOLUMNS, for example `3x3`"))),
+            _ => Err(self.error(word, format!("`{word}` is not a kernel; {form}"))),
         }
     }
 
@@ -93,14 +119,42 @@ impl<'a> Words<'a> {
         }
     }
 
-    fn window(&mut self, kind: &str) -> Result<(usize, usize), LayerParseError> {
-        let window = self.number("the side of the window", &format!("{kind} 2"))?;
+    fn pool(&mut self, word: &str, kind: PoolKind, axes: Axes) -> Result<LayerSpec, LayerParseError> {
+        let window = self.number("the side of the window", &format!("{word} 2"))?;
         let stride = match self.words.next() {
             None => window,
-            Some("stride") => self.number("the stride", &format!("{kind} 3 stride 2"))?,
-            Some(word) => return Err(self.unknown(word, "after the window comes only", &["stride"])),
+            Some("stride") => self.number("the stride", &format!("{word} 3 stride 2"))?,
+            Some(other) => return Err(self.unknown(other, "after the window comes only", &["stride"])),
         };
-        Ok((window, stride))
+        Ok(LayerSpec::Pool(Pooling { axes, kind, window, stride }))
+    }
+
+    /// What follows the kernel of a convolution, in any order, up to the activation.
+    fn conv_options(&mut self, mut conv: Convolution) -> Result<LayerSpec, LayerParseError> {
+        while let Some(word) = self.words.next() {
+            match word {
+                "stride" => conv.stride = self.number("the stride", "conv 32 3x3 stride 2")?,
+                "dilation" => conv.dilation = self.number("the dilation", "conv 32 3x3 dilation 2")?,
+                "groups" if conv.filters.is_some() => conv.groups = self.number("the number of groups", "conv 32 3x3 groups 4")?,
+                "same" => conv.padding = Padding::Same,
+                "causal" if conv.axes == Axes::Series => conv.padding = Padding::Causal,
+                "valid" => conv.padding = Padding::Valid,
+                word => {
+                    conv.activation = Activation::from_word(word).ok_or_else(|| self.unknown_option(word, &conv))?;
+                    break;
+                }
+            }
+        }
+        Ok(LayerSpec::Conv(conv))
+    }
+
+    fn unknown_option(&self, word: &str, conv: &Convolution) -> LayerParseError {
+        let allowed = CONV_OPTIONS.into_iter().filter(|option| match *option {
+            "groups" => conv.filters.is_some(),
+            "causal" => conv.axes == Axes::Series,
+            _ => true,
+        });
+        self.unknown(word, "after the kernel may come", &allowed.collect::<Vec<_>>())
     }
 
     fn end(&mut self) -> Result<(), LayerParseError> {
@@ -131,16 +185,16 @@ impl FromStr for LayerSpec {
             return Err(words.error("", format!("it is empty; a layer begins with one of {}", KINDS.join(", "))));
         };
         let layer = match kind {
-            "conv" => conv(&mut words)?,
-            "pool" => {
-                let (window, stride) = words.window(kind)?;
-                LayerSpec::MaxPool { window, stride }
-            }
-            "avgpool" => {
-                let (window, stride) = words.window(kind)?;
-                LayerSpec::AveragePool { window, stride }
-            }
+            "conv" => conv(&mut words, Axes::Image, true)?,
+            "conv1d" => conv(&mut words, Axes::Series, true)?,
+            "depthwise" => conv(&mut words, Axes::Image, false)?,
+            "depthwise1d" => conv(&mut words, Axes::Series, false)?,
+            "pool" => words.pool(kind, PoolKind::Maximum, Axes::Image)?,
+            "pool1d" => words.pool(kind, PoolKind::Maximum, Axes::Series)?,
+            "avgpool" => words.pool(kind, PoolKind::Mean, Axes::Image)?,
+            "avgpool1d" => words.pool(kind, PoolKind::Mean, Axes::Series)?,
             "globalpool" => LayerSpec::GlobalPool,
+            "series" => series(&mut words)?,
             "dense" => LayerSpec::Dense { units: words.number("the number of units", "dense 64 relu")?, activation: words.activation()? },
             "dropout" => dropout(&mut words)?,
             "batchnorm" => LayerSpec::BatchNorm { activation: words.activation()? },
@@ -161,22 +215,30 @@ impl FromStr for LayerSpec {
     }
 }
 
-fn conv(words: &mut Words<'_>) -> Result<LayerSpec, LayerParseError> {
-    let filters = words.number("the number of filters", "conv 32 3x3 relu")?;
-    let kernel = words.kernel()?;
-    let (mut stride, mut padding, mut activation) = (1, Padding::Valid, Activation::None);
-    while let Some(word) = words.words.next() {
-        match word {
-            "stride" => stride = words.number("the stride", "conv 32 3x3 stride 2")?,
-            "same" => padding = Padding::Same,
-            "valid" => padding = Padding::Valid,
-            word => {
-                activation = Activation::from_word(word).ok_or_else(|| words.unknown(word, "after the kernel may come", &CONV_OPTIONS))?;
-                break;
-            }
-        }
+fn conv(words: &mut Words<'_>, axes: Axes, has_filters: bool) -> Result<LayerSpec, LayerParseError> {
+    let filters = if has_filters { Some(words.number("the number of filters", "conv 32 3x3 relu")?) } else { None };
+    let kernel = words.kernel(axes)?;
+    words.conv_options(Convolution {
+        axes,
+        filters,
+        kernel,
+        stride: 1,
+        dilation: 1,
+        groups: 1,
+        padding: Padding::Valid,
+        activation: Activation::None,
+    })
+}
+
+fn series(words: &mut Words<'_>) -> Result<LayerSpec, LayerParseError> {
+    let form = "write STEPSxCHANNELS, for example `series 128x6`";
+    let Some(word) = words.words.next() else {
+        return Err(words.error("", format!("its size is missing; {form}")));
+    };
+    match word.split_once('x').map(|(steps, channels)| (steps.parse(), channels.parse())) {
+        Some((Ok(steps @ 1..), Ok(channels @ 1..))) => Ok(LayerSpec::Series { steps, channels }),
+        _ => Err(words.error(word, format!("`{word}` is not the size of a series; {form}"))),
     }
-    Ok(LayerSpec::Conv { filters, kernel, stride, padding, activation })
 }
 
 fn dropout(words: &mut Words<'_>) -> Result<LayerSpec, LayerParseError> {
@@ -191,29 +253,61 @@ fn dropout(words: &mut Words<'_>) -> Result<LayerSpec, LayerParseError> {
 
 impl fmt::Display for LayerSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let pool = |f: &mut fmt::Formatter<'_>, kind: &str, window: usize, stride: usize| {
-            write!(f, "{kind} {window}")?;
-            if stride == window { Ok(()) } else { write!(f, " stride {stride}") }
-        };
         match self {
-            LayerSpec::Conv { filters, kernel: (rows, columns), stride, padding, activation } => {
-                write!(f, "conv {filters} {rows}x{columns}")?;
-                if *stride != 1 {
-                    write!(f, " stride {stride}")?;
-                }
-                if *padding == Padding::Same {
-                    write!(f, " same")?;
-                }
-                f.write_str(activation.suffix())
-            }
-            LayerSpec::MaxPool { window, stride } => pool(f, "pool", *window, *stride),
-            LayerSpec::AveragePool { window, stride } => pool(f, "avgpool", *window, *stride),
+            LayerSpec::Conv(conv) => conv.fmt(f),
+            LayerSpec::Pool(pool) => pool.fmt(f),
             LayerSpec::GlobalPool => f.write_str("globalpool"),
+            LayerSpec::Series { steps, channels } => write!(f, "series {steps}x{channels}"),
             LayerSpec::Dense { units, activation } => write!(f, "dense {units}{}", activation.suffix()),
             LayerSpec::Dropout { rate } => write!(f, "dropout {rate}"),
             LayerSpec::BatchNorm { activation } => write!(f, "batchnorm{}", activation.suffix()),
             LayerSpec::Residual(residual) => residual.fmt(f),
         }
+    }
+}
+
+impl Axes {
+    /// What the kind of a layer ends in.
+    fn suffix(self) -> &'static str {
+        match self {
+            Axes::Image => "",
+            Axes::Series => "1d",
+        }
+    }
+}
+
+impl fmt::Display for Convolution {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.filters {
+            Some(filters) => write!(f, "conv{} {filters}", self.axes.suffix())?,
+            None => write!(f, "depthwise{}", self.axes.suffix())?,
+        }
+        match (self.axes, self.kernel) {
+            (Axes::Image, (rows, columns)) => write!(f, " {rows}x{columns}")?,
+            (Axes::Series, (_, steps)) => write!(f, " {steps}")?,
+        }
+        for (word, number) in [("stride", self.stride), ("dilation", self.dilation), ("groups", self.groups)] {
+            if number != 1 {
+                write!(f, " {word} {number}")?;
+            }
+        }
+        let padding = match self.padding {
+            Padding::Valid => "",
+            Padding::Same => " same",
+            Padding::Causal => " causal",
+        };
+        write!(f, "{padding}{}", self.activation.suffix())
+    }
+}
+
+impl fmt::Display for Pooling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            PoolKind::Maximum => "pool",
+            PoolKind::Mean => "avgpool",
+        };
+        write!(f, "{kind}{} {}", self.axes.suffix(), self.window)?;
+        if self.stride == self.window { Ok(()) } else { write!(f, " stride {}", self.stride) }
     }
 }
 
