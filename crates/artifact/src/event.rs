@@ -34,6 +34,19 @@ pub enum Status {
     Skipped,
 }
 
+/// What a stage's process used, with all that it started, as the kernel counted it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Seconds on processors, its own and the kernel's for it.
+    pub cpu_seconds: f64,
+    /// The most memory it held at once, in bytes.
+    pub peak_memory: u64,
+    /// Bytes it read by calls, from disk or the page cache; what it maps into memory is not counted.
+    pub read: u64,
+    /// Bytes it wrote by calls.
+    pub written: u64,
+}
+
 /// One stage's line in [`Event::RunFinished`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StageResult {
@@ -46,6 +59,12 @@ pub struct StageResult {
     /// The artifact it gave.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact: Option<Digest>,
+    /// Its cache key; none when its inputs were never there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<Digest>,
+    /// What it used; none when it did not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
 }
 
 /// What happens in a run, one JSON object a line.
@@ -113,6 +132,9 @@ pub enum Event {
         /// The artifact's digest; none in a stage's own process, which does not know where it is put.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         artifact: Option<Digest>,
+        /// What it used; none when it was cached, and in its own process, which cannot know yet.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        usage: Option<Usage>,
     },
     /// A stage failed.
     StageFailed {
@@ -122,6 +144,22 @@ pub enum Event {
         seconds: f64,
         /// What, where, and what to do next.
         error: StageError,
+    },
+    /// A promotion rule of the pipeline was looked at.
+    Promotion {
+        /// The tag, such as `model:best`.
+        tag: String,
+        /// The stage whose artifact it is about.
+        stage: String,
+        /// That artifact.
+        artifact: Digest,
+        /// Whether the tag names it now, and did not before.
+        promoted: bool,
+        /// What the tag named before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        before: Option<Digest>,
+        /// Why, or why not, with the numbers.
+        reason: String,
     },
     /// A run ended; always the last line of `--json`.
     RunFinished {

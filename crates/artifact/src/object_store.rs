@@ -7,6 +7,8 @@
 //! STORE/scratch/KEY/            what a failed download left for its resumption
 //! STORE/stat/LIST               digests of files outside the store, by their sizes and times
 //! STORE/runs/RUN/               events.jsonl, one log a stage
+//! STORE/tags/NAME               a name for an artifact
+//! STORE/damaged/ab12…/          what `verify` found damaged and moved out of the way
 //! STORE/locks/NAME.lock         flock'ed while held; a dead holder's lock is free by itself
 //! ```
 
@@ -18,6 +20,7 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
+use crate::event::Usage;
 use crate::{Digest, Doing, Manifest, StageError, durable, manifest};
 
 /// What the store remembers of a stage's run: which artifact a key gave, and how that came about.
@@ -35,6 +38,9 @@ pub struct CacheRecord {
     pub seconds: f64,
     /// Host name and CPU.
     pub machine: String,
+    /// What it used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
     /// The artifact's final metrics, so that a cached run can print them without opening it.
     #[serde(default)]
     pub metrics: std::collections::BTreeMap<String, f64>,
@@ -100,6 +106,16 @@ impl ObjectStore {
     /// A run's folder.
     pub fn run(&self, run: &str) -> PathBuf {
         self.root.join("runs").join(run)
+    }
+
+    /// Where tags lie.
+    pub fn tags(&self) -> PathBuf {
+        self.root.join("tags")
+    }
+
+    /// Where damaged artifacts are moved to.
+    pub fn damaged(&self) -> PathBuf {
+        self.root.join("damaged")
     }
 
     /// Moves a sealed directory into `objects/`. When the same artifact is there already, that one stays.
@@ -271,6 +287,7 @@ mod tests {
             started: String::new(),
             seconds: 0.0,
             machine: String::new(),
+            usage: None,
             metrics: Default::default(),
             outputs: Default::default(),
         };

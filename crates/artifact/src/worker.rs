@@ -74,6 +74,7 @@ pub fn run_spec(spec: &StageSpec, stages: &[StageType], sink: &dyn Sink) -> u8 {
                 status: Status::Ran,
                 seconds: clock.elapsed().as_secs_f64(),
                 artifact: None,
+                usage: None,
             });
             DONE
         }

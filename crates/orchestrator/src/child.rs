@@ -8,9 +8,12 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
+use artifact::event::Usage;
 use artifact::object_store::{Lock, remove_tree};
 use artifact::{Digest, Doing, Event, Level, StageError, StageSpec};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, getppid, kill_process_group, set_parent_process_death_signal, waitid};
+
+use crate::usage;
 
 /// How long a stage may take to end after it was asked to; then it is killed.
 const GRACE: Duration = Duration::from_secs(10);
@@ -40,6 +43,8 @@ pub struct Job {
     pub started: jiff::Zoned,
     /// What it said of its failure.
     pub error: Option<StageError>,
+    /// What it used, once it has ended.
+    pub usage: Option<Usage>,
     clock: Instant,
     child: Child,
     log: PathBuf,
@@ -75,6 +80,7 @@ impl Job {
             scratch,
             started: jiff::Zoned::now(),
             error: None,
+            usage: None,
             clock: Instant::now(),
             child,
             log,
@@ -93,7 +99,8 @@ impl Job {
     /// What the stage said, or, if it said nothing, how its process ended and the last of its log.
     pub fn end(&mut self) -> Result<(), StageError> {
         self.end_group();
-        let status = self.child.wait().doing(|| "waiting for the stage's process".into())?;
+        let (status, usage) = usage::reap(&mut self.child).doing(|| "waiting for the stage's process".into())?;
+        self.usage = Some(usage);
         match (self.error.take(), status.success()) {
             (Some(error), _) => Err(self.with_log(error)),
             (None, true) => Ok(()),

@@ -144,6 +144,56 @@ pub enum Verb {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Lists runs, the newest first
+    Log {
+        /// Only runs of the pipeline of this name
+        pipeline: Option<String>,
+        /// How many at most
+        #[arg(short = 'n', long = "number", value_name = "N", default_value_t = 20)]
+        number: usize,
+    },
+    /// Compares two runs (config, code, data, artifacts, metrics) or two artifacts, side by side
+    Diff {
+        /// A run (its name, the beginning of it, `last`, `last~1`), or an artifact (a tag, a digest, a stage)
+        a: String,
+        /// What to compare it with
+        b: String,
+        /// The pipeline that a stage's name belongs to
+        #[arg(long, value_name = "FILE", default_value = "pipelines/digits.toml")]
+        pipeline: PathBuf,
+    },
+    /// Says which input, key or code version makes a stage run
+    Why {
+        /// The stage
+        stage: String,
+        /// Its pipeline.
+        #[command(flatten)]
+        file: FileArg,
+    },
+    /// Runs a recorded run again, ignoring the cache, and compares the bytes
+    Reproduce {
+        /// The run: its name, the beginning of it, `last`, `last~1`
+        run: String,
+    },
+    /// Names an artifact, such as `model:best`; `gc` keeps it. Without a name, lists the tags
+    Tag {
+        /// The tag; without what to name, shows what it names
+        name: Option<String>,
+        /// What it is to name: a stage, the beginning of a digest, or another tag
+        what: Option<String>,
+        /// Takes the tag away
+        #[arg(long, short = 'd', requires = "name", conflicts_with = "what")]
+        remove: bool,
+        /// The pipeline that a stage's name belongs to
+        #[arg(long, value_name = "FILE", default_value = "pipelines/digits.toml")]
+        pipeline: PathBuf,
+    },
+    /// Re-hashes the store: names every damaged, missing or stray file, and moves damage out of the way of runs
+    Verify {
+        /// Names the damage, and moves nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Runs one stage from its spec file: what a run starts for each stage
     #[command(hide = true)]
     Stage {

@@ -8,6 +8,7 @@ use artifact::object_store::remove_tree;
 use artifact::{CacheRecord, Doing, ObjectStore, StageError};
 
 use crate::begun::{GC_LOCK, is_alive};
+use crate::folder::{file_name, is_temporary, list, list_shards, size};
 
 /// What was, or would be, removed.
 #[derive(Debug, Default, serde::Serialize)]
@@ -102,6 +103,7 @@ impl Search<'_> {
         let keys = self.list("locks")?.into_iter().filter(|lock| file_name(lock).starts_with("key-"));
         self.garbage.extend(keys);
         self.garbage.extend(self.list("scratch")?);
+        self.garbage.extend(self.list("damaged")?);
         let objects = self.list_shards("objects")?.into_iter().filter(|object| !referred.contains(object));
         self.garbage.extend(objects);
         Ok(())
@@ -111,10 +113,8 @@ impl Search<'_> {
         list(&self.store.root().join(folder))
     }
 
-    /// Everything in the folders within a folder.
     fn list_shards(&self, folder: &str) -> Result<Vec<PathBuf>, StageError> {
-        let shards = self.list(folder)?.into_iter().filter(|shard| shard.is_dir());
-        Ok(shards.map(|shard| list(&shard)).collect::<Result<Vec<_>, _>>()?.concat())
+        list_shards(&self.store.root().join(folder))
     }
 }
 
@@ -130,31 +130,6 @@ fn remove(store: &ObjectStore, path: &Path) -> std::io::Result<()> {
         // A run that ends in this moment takes its lock away itself.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         done => done,
-    }
-}
-
-fn file_name(path: &Path) -> String {
-    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
-}
-
-fn is_temporary(path: &Path) -> bool {
-    let name = file_name(path);
-    name.starts_with('.') && name.ends_with(".tmp")
-}
-
-fn list(folder: &Path) -> Result<Vec<PathBuf>, StageError> {
-    let listing = || format!("listing {}", folder.display());
-    let mut paths: Vec<PathBuf> =
-        fs::read_dir(folder).doing(listing)?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>().doing(listing)?;
-    paths.sort();
-    Ok(paths)
-}
-
-fn size(path: &Path) -> u64 {
-    match fs::symlink_metadata(path) {
-        Ok(data) if data.is_dir() => list(path).into_iter().flatten().map(|path| size(&path)).sum(),
-        Ok(data) => data.len(),
-        Err(_) => 0,
     }
 }
 
@@ -203,6 +178,7 @@ mod tests {
                 started: String::new(),
                 seconds: 0.0,
                 machine: String::new(),
+                usage: None,
                 metrics: Default::default(),
                 outputs: Default::default(),
             };

@@ -46,11 +46,27 @@ impl Planned {
 /// What would become of a stage.
 pub enum Forecast {
     /// Nothing has changed: this is its record.
-    Cached(CacheRecord),
+    Cached(Box<CacheRecord>),
     /// It would run: its config, code version or data is new.
     Run,
     /// Whether it runs shows when the stages before it have run.
     AfterUpstream,
+}
+
+impl Forecast {
+    /// The artifact, when it is there.
+    pub fn artifact(&self) -> Option<Digest> {
+        if let Self::Cached(record) = self { Some(record.artifact) } else { None }
+    }
+
+    /// As JSON has it.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Cached(_) => "cached",
+            Self::Run => "run",
+            Self::AfterUpstream => "after_upstream",
+        }
+    }
 }
 
 impl Plan {
@@ -75,6 +91,17 @@ impl Plan {
         });
         let stages = stages.collect();
         Ok(Self { name: pipeline.name, description: pipeline.description, schedule: pipeline.schedule, file: pipeline.file, base, stages })
+    }
+
+    /// The place of the stage of this name.
+    ///
+    /// # Errors
+    /// When there is none, with what was perhaps meant.
+    pub fn place(&self, name: &str) -> Result<usize, StageError> {
+        self.stages.iter().position(|stage| stage.name == name).ok_or_else(|| {
+            let known = self.stages.iter().map(|stage| stage.name.as_str());
+            StageError::new(format!("`{name}` is no stage of {}", self.file.display())).help(config::suggest(name, known))
+        })
     }
 
     /// Digests of what stages read from outside the store, in the order of the plan.
@@ -122,7 +149,7 @@ impl Plan {
                     None => Forecast::Run,
                     Some(record) => {
                         artifacts[index] = Some(record.artifact);
-                        Forecast::Cached(record)
+                        Forecast::Cached(Box::new(record))
                     }
                 },
             });

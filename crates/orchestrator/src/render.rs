@@ -9,6 +9,8 @@ use artifact::event::{StageResult, Status};
 use artifact::{Event, Level, Sink, StageError};
 use indicatif::{HumanBytes, HumanCount, MultiProgress, ProgressBar, ProgressStyle};
 
+use crate::usage;
+
 /// One stream to several readers.
 pub struct Tee(pub Vec<Box<dyn Sink>>);
 
@@ -101,9 +103,10 @@ impl Bars {
     }
 }
 
-/// While the total is unknown, and when it is known. Both templates are tested.
+/// While the total is unknown, and when it is known. All templates are tested.
 const SPINNER: &str = "{spinner} {prefix:<14} {wide_msg} {elapsed}";
 const BAR: &str = "{spinner} {prefix:<14} [{bar:28}] {percent:>3}%  {wide_msg} eta {eta}";
+const BYTES: &str = "{prefix:<14} [{bar:28}] {percent:>3}%  {bytes} of {total_bytes}, {bytes_per_sec}, eta {eta}";
 
 impl Sink for Bars {
     fn emit(&self, event: Event) {
@@ -147,6 +150,12 @@ impl Sink for Bars {
     }
 }
 
+/// A bar over bytes, on standard error if that is a terminal.
+pub fn bytes_bar(prefix: &'static str) -> ProgressBar {
+    let style = ProgressStyle::with_template(BYTES).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(0).with_prefix(prefix).with_style(style.progress_chars("━╸─"))
+}
+
 /// The table at the end of a run, for standard output.
 pub struct Summary;
 
@@ -174,18 +183,20 @@ impl Sink for Summary {
     }
 }
 
-fn status(stage: &StageResult) -> String {
+/// How a stage ended, in columns.
+pub fn status(stage: &StageResult) -> String {
+    let used = stage.usage.as_ref().map(|usage| format!("  {DIM}{}{DIM:#}", usage::columns(usage))).unwrap_or_default();
     let digest = stage.artifact.map(|digest| digest.short()).unwrap_or_default();
     match stage.status {
-        Status::Ran => format!("{GREEN}ran{GREEN:#}      {:>8}  {DIM}{digest}{DIM:#}", duration(stage.seconds)),
+        Status::Ran => format!("{GREEN}ran{GREEN:#}      {:>8}  {DIM}{digest:<12}{DIM:#}{used}", duration(stage.seconds)),
         Status::Cached => format!("{DIM}cached             {digest}{DIM:#}"),
-        Status::Failed => format!("{RED}failed{RED:#}   {:>8}", duration(stage.seconds)),
+        Status::Failed => format!("{RED}failed{RED:#}   {:>8}  {:<12}{used}", duration(stage.seconds), ""),
         Status::Skipped => format!("{YELLOW}skipped{YELLOW:#}"),
     }
 }
 
 /// Of forty metrics, those that sum a model up: no class's own.
-fn is_main(name: &str) -> bool {
+pub fn is_main(name: &str) -> bool {
     let split_and_name: Vec<&str> = name.split('.').collect();
     matches!(split_and_name.as_slice(), [_, "accuracy" | "macro_f1" | "balanced_accuracy" | "log_loss" | "roc_auc" | "average_precision"])
 }
@@ -205,9 +216,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_bar_templates_are_valid() {
+    fn all_bar_templates_are_valid() {
         ProgressStyle::with_template(SPINNER).unwrap();
         ProgressStyle::with_template(BAR).unwrap();
+        ProgressStyle::with_template(BYTES).unwrap();
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use artifact::event::{StageResult, Status};
+use artifact::event::{StageResult, Status, Usage};
 use artifact::object_store::{Lock, remove_tree};
 use artifact::{CacheRecord, Digest, Doing, Event, Level, ObjectStore, Settings, Sink, StageError, StageSpec};
 
@@ -46,6 +46,8 @@ pub struct Run<'a> {
     stop: &'a AtomicBool,
     begun: Begun,
     states: Vec<State>,
+    /// Each stage's cache key, once its inputs are there, and what it used, once it has run.
+    facts: Vec<(Option<Digest>, Option<Usage>)>,
     machine: String,
     said: Sender<Said>,
     hears: Receiver<Said>,
@@ -74,8 +76,9 @@ impl<'a> Run<'a> {
         stop: &'a AtomicBool,
     ) -> Self {
         let states = plan.stages.iter().map(|_| State::Waiting).collect();
+        let facts = vec![(None, None); plan.stages.len()];
         let (said, hears) = channel();
-        Self { begun, plan, outside, store, options, sink, stop, states, machine: machine(), said, hears }
+        Self { begun, plan, outside, store, options, sink, stop, states, facts, machine: machine(), said, hears }
     }
 
     /// Runs to the end; tells everything through the sink, `run_finished` last. Whatever fails is a stage's failure.
@@ -138,6 +141,7 @@ impl<'a> Run<'a> {
         match self.plan.key(index, &self.artifacts(), self.outside[index]) {
             Ok(None) => {}
             Ok(Some(key)) => {
+                self.facts[index].0 = Some(key);
                 if !self.take_from_cache(index, &key) {
                     self.states[index] = State::Ready { key, elsewhere: false };
                 }
@@ -149,7 +153,7 @@ impl<'a> Run<'a> {
     fn take_from_cache(&mut self, index: usize, key: &Digest) -> bool {
         let Some(record) = self.store.lookup(key).filter(|_| !self.options.force) else { return false };
         let stage = self.plan.stages[index].name.clone();
-        self.sink.emit(Event::StageFinished { stage, status: Status::Cached, seconds: 0.0, artifact: Some(record.artifact) });
+        self.sink.emit(Event::StageFinished { stage, status: Status::Cached, seconds: 0.0, artifact: Some(record.artifact), usage: None });
         self.states[index] = State::Done { status: Status::Cached, seconds: 0.0, record: Some(record) };
         true
     }
@@ -213,10 +217,17 @@ impl<'a> Run<'a> {
         let mut job = *job;
         let ended = job.end();
         let seconds = job.seconds();
+        self.facts[index].1 = job.usage;
         match ended.and_then(|()| self.keep(index, &job, seconds)) {
             Ok(record) => {
                 let stage = self.plan.stages[index].name.clone();
-                self.sink.emit(Event::StageFinished { stage, status: Status::Ran, seconds, artifact: Some(record.artifact) });
+                self.sink.emit(Event::StageFinished {
+                    stage,
+                    status: Status::Ran,
+                    seconds,
+                    artifact: Some(record.artifact),
+                    usage: job.usage,
+                });
                 self.states[index] = State::Done { status: Status::Ran, seconds, record: Some(record) };
             }
             Err(error) => {
@@ -236,6 +247,7 @@ impl<'a> Run<'a> {
             started: job.started.timestamp().to_string(),
             seconds,
             machine: self.machine.clone(),
+            usage: job.usage,
             metrics: manifest.outcome.metrics,
             outputs: manifest.outcome.outputs,
         };
@@ -269,12 +281,12 @@ impl<'a> Run<'a> {
     }
 
     fn results(&self) -> Vec<StageResult> {
-        let stages = self.plan.stages.iter().zip(&self.states);
+        let stages = self.plan.stages.iter().zip(&self.states).zip(&self.facts);
         stages
-            .map(|(stage, state)| {
+            .map(|((stage, state), (key, usage))| {
                 let (status, seconds) =
                     if let State::Done { status, seconds, .. } = state { (*status, *seconds) } else { (Status::Skipped, 0.0) };
-                StageResult { name: stage.name.clone(), status, seconds, artifact: state.artifact() }
+                StageResult { name: stage.name.clone(), status, seconds, artifact: state.artifact(), key: *key, usage: *usage }
             })
             .collect()
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use artifact::event::JsonLines;
 use artifact::worker::{DONE, FAILED, INTERRUPTED, run_spec_file, stop_flag};
-use artifact::{Digest, Doing, ObjectStore, Settings, Sink, StageError, durable};
+use artifact::{Doing, ObjectStore, Settings, Sink, StageError, durable};
 
 use crate::begun::{Begun, RunLog};
 use crate::busy::Turn;
@@ -14,14 +14,19 @@ use crate::cli::{Cli, Global, GraphFormat, OnBusy, ScheduleVerb, Verb};
 use crate::pipeline::Pipeline;
 use crate::plan::{Forecast, Plan};
 use crate::render::{self, Summary, Tee};
+use crate::resolve::Meant;
 use crate::run::{Options, Run};
-use crate::{Failure, busy, child, gc, graph, reference, registry, schedule, show, why};
+use crate::{
+    Failure, busy, child, diff, gc, graph, log, record, reference, registry, reproduce, resolve, schedule, show, tagging, verify, why,
+};
 
 /// Does what was asked; the exit code.
 pub fn act(cli: Cli) -> Result<u8, Failure> {
     let global = &cli.global;
     match &cli.verb {
-        Verb::Run { file, force, on_busy, export } => run(global, &file.file, *force, *on_busy, export.as_deref()),
+        Verb::Run { file, force, on_busy, export } => {
+            Ok(execute(global, &load(global, &file.file)?, *force, *on_busy, export.as_deref())?.code)
+        }
         Verb::Plan(file) => plan(global, &file.file),
         Verb::Status(file) => status(global, &file.file),
         Verb::Show { what, pipeline } => show_verb(global, what.as_deref(), pipeline),
@@ -39,17 +44,25 @@ pub fn act(cli: Cli) -> Result<u8, Failure> {
         Verb::Schema => print_json(&reference::schema(&registry::stages())),
         Verb::Schedule { verb: ScheduleVerb::Print { files } } => schedule_print(global, files),
         Verb::Gc { dry_run } => collect_garbage(global, *dry_run),
+        Verb::Diff { a, b, pipeline } => diff::diff(global, a, b, pipeline),
+        Verb::Why { stage, file } => why::why(global, &file.file, stage),
+        Verb::Reproduce { run } => reproduce::reproduce(global, run),
+        Verb::Log { pipeline, number } => log::log(global, pipeline.as_deref(), *number),
+        Verb::Tag { name, what, remove, pipeline } => tagging::tag(global, name.as_deref(), what.as_deref(), *remove, pipeline),
+        Verb::Verify { dry_run } => verify_verb(global, *dry_run),
         Verb::Stage { parent: Some(parent), .. } if !child::die_with(*parent) => Ok(INTERRUPTED),
         Verb::Stage { spec, .. } => Ok(run_spec_file(spec, &registry::stages(), &JsonLines::new(std::io::stdout()))),
     }
 }
 
-fn load(global: &Global, file: &Path) -> Result<Plan, Failure> {
+/// Reads a pipeline file and puts it in order.
+pub fn load(global: &Global, file: &Path) -> Result<Plan, Failure> {
     let types = registry::stages();
     Ok(Plan::new(Pipeline::load(file, &global.sets, &types)?, &types)?)
 }
 
-fn settings(global: &Global, plan: &Plan) -> Settings {
+/// What every stage of a run is told.
+pub fn settings(global: &Global, plan: &Plan) -> Settings {
     // A mirror's relative folder is taken from where the user is, not from the pipeline's folder.
     let absolute = |mirror: &String| {
         if mirror.contains("://") {
@@ -66,16 +79,27 @@ fn settings(global: &Global, plan: &Plan) -> Settings {
     }
 }
 
-fn run(global: &Global, file: &Path, force: bool, on_busy: OnBusy, export: Option<&Path>) -> Result<u8, Failure> {
-    let plan = load(global, file)?;
-    let settings = settings(global, &plan);
+/// How a run that was asked for ended.
+pub struct Executed {
+    /// The exit code.
+    pub code: u8,
+    /// The run's name; none when it did not begin.
+    pub run: Option<String>,
+}
+
+/// Runs a plan, if nobody else does; tells what happens as the command line wants it told.
+///
+/// # Errors
+/// When outside data is missing or the store cannot be written; a stage's failure is an exit code.
+pub fn execute(global: &Global, plan: &Plan, force: bool, on_busy: OnBusy, export: Option<&Path>) -> Result<Executed, Failure> {
+    let settings = settings(global, plan);
     let outside = plan.outside(&settings).map_err(Failure::Asked)?;
     let store = ObjectStore::open(&global.store)?;
     let stop = stop_flag().doing(|| "installing the signal handlers".into())?;
     let stopped = || stop.load(Ordering::Relaxed);
     let held = match busy::take(&store, &plan.name, on_busy, &stopped)? {
         Turn::Ours(held) => held,
-        Turn::Leave(code) => return Ok(code),
+        Turn::Leave(code) => return Ok(Executed { code, run: None }),
     };
     let jobs = global.jobs.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);
     let options = Options { jobs, force, settings };
@@ -90,16 +114,19 @@ fn run(global: &Global, file: &Path, force: bool, on_busy: OnBusy, export: Optio
     let begun = Begun::new(&store, &plan.name, &stopped)?;
     held.note(&format!("{}, process {}", begun.name, std::process::id()));
     sinks.push(Box::new(RunLog::create(&begun.folder)?));
+    record::PlanRecord::of(plan, &outside)?.write(&begun.folder)?;
     let sink = Tee(sinks);
-    let ended = Run::new(begun, &plan, &outside, &store, &options, &sink, &stop).finish();
+    let run = Some(begun.name.clone());
+    let ended = Run::new(begun, plan, &outside, &store, &options, &sink, &stop).finish();
     if let Some(folder) = export {
         copy_out(&ended.outputs, folder)?;
     }
-    Ok(match (ended.interrupted, ended.ok) {
+    let code = match (ended.interrupted, ended.ok) {
         (true, _) => INTERRUPTED,
         (false, true) => DONE,
         (false, false) => FAILED,
-    })
+    };
+    Ok(Executed { code, run })
 }
 
 /// Copies named results to a folder, each under its file's name; what is there already is replaced whole.
@@ -120,28 +147,29 @@ fn plan(global: &Global, file: &Path) -> Result<u8, Failure> {
     let outside = plan.outside(&settings(global, &plan)).map_err(Failure::Asked)?;
     let store = ObjectStore::open(&global.store)?;
     let forecasts = plan.forecast(&store, &outside)?;
+    let reason = |index: usize| match forecasts[index] {
+        Forecast::Run => why::reason(&plan, index, &forecasts, &outside, &store).map(|reason| Some(reason.line())),
+        _ => Ok(None),
+    };
+    let reasons: Vec<Option<String>> = (0..plan.stages.len()).map(reason).collect::<Result<_, _>>()?;
     if global.json {
         let stages: Vec<_> = plan
             .stages
             .iter()
             .zip(&forecasts)
-            .map(|(stage, forecast)| {
-                let (will, artifact) = match forecast {
-                    Forecast::Cached(record) => ("cached", Some(record.artifact)),
-                    Forecast::Run => ("run", None),
-                    Forecast::AfterUpstream => ("after_upstream", None),
-                };
-                let why = matches!(forecast, Forecast::Run).then(|| why::runs(&plan, stage, &forecasts, &store));
+            .zip(&reasons)
+            .map(|((stage, forecast), why)| {
+                let (will, artifact) = (forecast.word(), forecast.artifact());
                 serde_json::json!({ "name": stage.name, "uses": stage.stage.uses(), "will": will, "why": why, "artifact": artifact })
             })
             .collect();
         return print_json(&serde_json::json!({ "type": "plan", "pipeline": plan.name, "stages": stages }));
     }
     let width = plan.stages.iter().map(|stage| stage.name.len()).max().unwrap_or_default();
-    for (stage, forecast) in plan.stages.iter().zip(&forecasts) {
+    for ((stage, forecast), reason) in plan.stages.iter().zip(&forecasts).zip(reasons) {
         let why = match forecast {
             Forecast::Cached(record) => format!("cached   {} (made by {})", record.artifact.short(), record.run),
-            Forecast::Run => format!("run      {}", why::runs(&plan, stage, &forecasts, &store)),
+            Forecast::Run => format!("run      {}", reason.unwrap_or_default()),
             Forecast::AfterUpstream => "run      unless the stages before it give what they gave before".to_owned(),
         };
         anstream::println!("  {:<width$}  {why}", stage.name);
@@ -160,38 +188,32 @@ fn status(global: &Global, file: &Path) -> Result<u8, Failure> {
 
 fn show_verb(global: &Global, what: Option<&str>, pipeline: &Path) -> Result<u8, Failure> {
     let store = ObjectStore::open(&global.store)?;
-    let Some(what) = what else {
-        show::last_run(&store, global.json)?;
-        return Ok(DONE);
-    };
-    if let Some(folder) = Some(store.run(what)).filter(|folder| folder.is_dir()) {
-        show::run(&store, &folder, global.json)?;
-        return Ok(DONE);
+    match what {
+        None => show::last_run(&store, global.json)?,
+        Some(what) => match resolve::find(global, &store, what, pipeline)? {
+            Meant::Run(folder) => show::run(&store, &folder, global.json)?,
+            Meant::Artifact(digest) => show::artifact(&store, &digest, global.json)?,
+        },
     }
-    let digest = match show::by_digest(&store, what)? {
-        Some(digest) => digest,
-        None => stage_artifact(global, &store, pipeline, what)?,
-    };
-    show::artifact(&store, &digest, global.json)?;
     Ok(DONE)
 }
 
-/// The artifact that a stage of the pipeline has now.
-fn stage_artifact(global: &Global, store: &ObjectStore, file: &Path, name: &str) -> Result<Digest, Failure> {
-    let plan = load(global, file)?;
-    let Some(index) = plan.stages.iter().position(|stage| stage.name == name) else {
-        let known = plan.stages.iter().map(|stage| stage.name.as_str());
-        let error =
-            StageError::new(format!("`{name}` is no stage of {}, no run and no digest of {}", file.display(), store.root().display()));
-        return Err(Failure::Asked(error.help(artifact::config::suggest(name, known))));
-    };
-    let outside = plan.outside(&settings(global, &plan)).map_err(Failure::Asked)?;
-    match plan.forecast(store, &outside)?.into_iter().nth(index) {
-        Some(Forecast::Cached(record)) => Ok(record.artifact),
-        _ => Err(Failure::Asked(
-            StageError::new(format!("`{name}` has not run as the file stands now")).help(format!("episteme run {}", file.display())),
-        )),
+fn verify_verb(global: &Global, dry_run: bool) -> Result<u8, Failure> {
+    let store = ObjectStore::open(&global.store)?;
+    let clock = std::time::Instant::now();
+    let bar = if global.json || global.quiet { indicatif::ProgressBar::hidden() } else { render::bytes_bar("verify") };
+    let verified = verify::verify(&store, dry_run, &bar)?;
+    bar.finish_and_clear();
+    let seconds = clock.elapsed().as_secs_f64();
+    let ok = verified.findings.is_empty();
+    if global.json {
+        print_json(
+            &serde_json::json!({ "type": "verify", "ok": ok, "dry_run": dry_run, "seconds": seconds, "artifacts": verified.artifacts, "bytes": verified.bytes, "findings": verified.findings }),
+        )?;
+    } else {
+        verify::tell(&store, &verified, seconds);
     }
+    Ok(if ok { DONE } else { FAILED })
 }
 
 fn stages(uses: Option<&str>, markdown: bool) -> Result<u8, Failure> {
@@ -213,7 +235,8 @@ fn stages(uses: Option<&str>, markdown: bool) -> Result<u8, Failure> {
     Ok(DONE)
 }
 
-fn print_json(value: &serde_json::Value) -> Result<u8, Failure> {
+/// Prints one JSON document: what `--json` gives for every verb but `run`.
+pub fn print_json(value: &serde_json::Value) -> Result<u8, Failure> {
     anstream::println!("{}", serde_json::to_string_pretty(value).doing(|| "writing JSON".into())?);
     Ok(DONE)
 }

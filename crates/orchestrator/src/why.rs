@@ -1,107 +1,150 @@
 //! Why a stage would run: what differs from the last time.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::path::{Path, PathBuf};
+use artifact::event::Status;
+use artifact::worker::DONE;
+use artifact::{Digest, ObjectStore, StageError};
+use std::path::Path;
 
-use artifact::{ObjectStore, StageSpec};
-use serde_json::Value;
+use crate::cli::Global;
+use crate::folder::file_name;
+use crate::made::{Difference, Made};
+use crate::plan::{Forecast, Plan};
+use crate::record::{RunRecord, StageRecord};
+use crate::verbs::print_json;
+use crate::{Failure, begun, record, verbs};
 
-use crate::begun;
-use crate::plan::{Forecast, Plan, Planned};
+/// How many differences `plan` tells on a line.
+const SHOWN: usize = 3;
 
-/// How many differing keys are told.
-const KEYS_SHOWN: usize = 3;
+/// What a stage's inputs and config are compared with, and what came of it.
+pub struct Reason {
+    /// The run in which it last ran, was cached or failed; none when there is no such run.
+    pub since: Option<String>,
+    /// What differs since then.
+    pub differences: Vec<Difference>,
+    /// What is the matter when nothing differs.
+    pub otherwise: &'static str,
+}
 
-/// What differs from when the pipeline last started this stage; its inputs are all there.
-pub fn runs(plan: &Plan, stage: &Planned, forecasts: &[Forecast], store: &ObjectStore) -> String {
-    let Some(last) = last_spec(store, &plan.name, &stage.name) else { return "it has not run on this store".into() };
-    let object = |from: &usize| match &forecasts[*from] {
-        Forecast::Cached(record) => store.object(&record.artifact),
-        Forecast::Run | Forecast::AfterUpstream => PathBuf::new(),
+impl Reason {
+    /// On one line.
+    pub fn line(&self) -> String {
+        let mut found: Vec<String> = self.differences.iter().map(Difference::to_string).collect();
+        let more = found.len().saturating_sub(SHOWN);
+        found.truncate(SHOWN);
+        if more > 0 {
+            found.push(format!("{more} more"));
+        }
+        if found.is_empty() { self.otherwise.to_owned() } else { found.join("; ") }
+    }
+}
+
+/// Why a stage whose inputs are all there would run.
+///
+/// # Errors
+/// When the runs of the store cannot be listed.
+pub fn reason(
+    plan: &Plan,
+    index: usize,
+    forecasts: &[Forecast],
+    outside: &[Option<Digest>],
+    store: &ObjectStore,
+) -> Result<Reason, StageError> {
+    let artifacts: Vec<Option<Digest>> = forecasts.iter().map(Forecast::artifact).collect();
+    let now = Made::now(plan, index, &artifacts, outside[index])?;
+    let Some((run, stage)) = last_time(store, &plan.name, &plan.stages[index].name)? else {
+        return Ok(Reason { since: None, differences: Vec::new(), otherwise: "it has not run on this store" });
     };
-    let inputs = stage.inputs.iter().map(|(key, all)| (key.clone(), all.iter().map(object).collect())).collect();
-    let config = stage.stage.canonical_config().unwrap_or_default();
-    differences(&last, stage.stage.uses(), &config, &inputs)
+    let failed = run.stages.iter().any(|result| result.name == stage.name && result.status == Status::Failed);
+    Ok(Reason {
+        differences: now.since(&Made::recorded(&run, &stage)),
+        otherwise: match failed {
+            true => "config and inputs are as the last time: it failed then",
+            false => "config and inputs are as the last time: its artifact is gone",
+        },
+        since: Some(run.run),
+    })
 }
 
-fn differences(last: &StageSpec, uses: &str, config: &Value, inputs: &BTreeMap<String, Vec<PathBuf>>) -> String {
-    if last.uses != uses {
-        return format!("it was `{}`", last.uses);
-    }
-    let nothing = serde_json::Map::new();
-    let (before, now) = (last.config.as_object().unwrap_or(&nothing), config.as_object().unwrap_or(&nothing));
-    let mut found: Vec<String> = now
-        .iter()
-        .filter(|(key, value)| before.get(*key) != Some(value))
-        .map(|(key, value)| format!("`{key}` was {}, is {}", short(before.get(key)), short(Some(value))))
-        .collect();
-    found.extend(
-        inputs.iter().filter(|(key, paths)| last.inputs.get(*key) != Some(paths)).map(|(key, _)| format!("its `{key}` has changed")),
-    );
-    let more = found.len().saturating_sub(KEYS_SHOWN);
-    found.truncate(KEYS_SHOWN);
-    if more > 0 {
-        found.push(format!("{more} more"));
-    }
-    match found.is_empty() {
-        true => "config and inputs are as the last time: it did not finish then, or its code or outside data has changed".into(),
-        false => found.join("; "),
-    }
-}
-
-/// A value on a line.
-fn short(value: Option<&Value>) -> String {
-    const LONGEST: usize = 40;
-    let text = value.map_or_else(|| "not there".to_owned(), Value::to_string);
-    match text.char_indices().nth(LONGEST) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
-    }
-}
-
-/// What this stage was started with, the last time that a run of this pipeline started it.
-fn last_spec(store: &ObjectStore, pipeline: &str, stage: &str) -> Option<StageSpec> {
-    let entries = fs::read_dir(store.root().join("runs")).ok()?.flatten();
-    let mut runs: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-    // A run's name begins with its time.
-    runs.sort();
-    let of_this = runs.iter().rev().filter(|run| begun::pipeline_of(run) == Some(pipeline));
-    let read = |run: &String| -> Option<StageSpec> {
-        let path = Path::new(&store.run(run)).join(format!("{stage}.spec.json"));
-        serde_json::from_slice(&fs::read(path).ok()?).ok()
-    };
-    of_this.into_iter().find_map(read)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    fn last() -> StageSpec {
-        StageSpec {
-            name: "model".into(),
-            uses: "learn.x".into(),
-            config: json!({ "epochs": 3, "input": "clean", "rate": 0.1 }),
-            inputs: BTreeMap::from([("input".to_owned(), vec![PathBuf::from("objects/a")])]),
-            output: PathBuf::new(),
-            settings: Default::default(),
+/// The last run of a pipeline in which a stage ran, was cached or failed, and what the stage was then.
+fn last_time(store: &ObjectStore, pipeline: &str, stage: &str) -> Result<Option<(RunRecord, StageRecord)>, StageError> {
+    for folder in record::folders(store)?.iter().rev().filter(|folder| begun::pipeline_of(&file_name(folder)) == Some(pipeline)) {
+        let run = RunRecord::read(store, folder)?;
+        let begun = run.stages.iter().any(|result| result.name == stage && result.status != Status::Skipped);
+        let recorded = run.plan.as_ref().and_then(|plan| plan.stages.iter().find(|recorded| recorded.name == stage)).cloned();
+        if let Some(recorded) = recorded.filter(|_| begun) {
+            return Ok(Some((run, recorded)));
         }
     }
+    Ok(None)
+}
 
-    #[test]
-    fn the_keys_and_inputs_that_differ_are_named() {
-        let same = last().inputs;
-        let why = |uses: &str, config: Value, inputs: &BTreeMap<String, Vec<PathBuf>>| differences(&last(), uses, &config, inputs);
-        assert_eq!(why("learn.x", json!({ "epochs": 5, "rate": 0.1 }), &same), "`epochs` was 3, is 5");
-        assert_eq!(why("learn.x", json!({ "epochs": 3, "rate": 0.1, "new": true }), &same), "`new` was not there, is true");
-        let other = BTreeMap::from([("input".to_owned(), vec![PathBuf::from("objects/b")])]);
-        assert_eq!(why("learn.x", json!({ "epochs": 3, "rate": 0.1 }), &other), "its `input` has changed");
-        assert_eq!(why("learn.y", json!({}), &same), "it was `learn.x`");
-        assert!(why("learn.x", json!({ "epochs": 3, "rate": 0.1 }), &same).starts_with("config and inputs are as the last time"));
-        let many = json!({ "a": 1, "b": 2, "c": "x".repeat(100), "d": 4, "epochs": 3, "rate": 0.1 });
-        let told = why("learn.x", many, &same);
-        assert!(told.ends_with("; 1 more") && told.len() < 200, "{told}");
+/// `episteme why STAGE`.
+///
+/// # Errors
+/// When the pipeline is wrong, has no such stage, or the store cannot be read.
+pub fn why(global: &Global, file: &Path, name: &str) -> Result<u8, Failure> {
+    let plan = verbs::load(global, file)?;
+    let outside = plan.outside(&verbs::settings(global, &plan)).map_err(Failure::Asked)?;
+    let store = ObjectStore::open(&global.store)?;
+    let forecasts = plan.forecast(&store, &outside)?;
+    let index = plan.place(name).map_err(Failure::Asked)?;
+    // Of a stage that waits, the first ones of its way that would run are the reason.
+    let mut asked = vec![index];
+    let mut told = Vec::new();
+    let mut next = 0;
+    while let Some(index) = asked.get(next).copied() {
+        next += 1;
+        match &forecasts[index] {
+            Forecast::Run => told.push((index, reason(&plan, index, &forecasts, &outside, &store)?)),
+            Forecast::AfterUpstream => {
+                let upstream: Vec<usize> = plan.stages[index].upstream().filter(|from| !asked.contains(from)).collect();
+                asked.extend(upstream);
+            }
+            Forecast::Cached(_) => {}
+        }
+    }
+    match global.json {
+        true => print_json(&as_json(&plan, index, &forecasts, &told)),
+        false => {
+            tell(&plan, index, &forecasts, &told);
+            Ok(DONE)
+        }
+    }
+}
+
+fn as_json(plan: &Plan, index: usize, forecasts: &[Forecast], told: &[(usize, Reason)]) -> serde_json::Value {
+    let because: Vec<_> = told
+        .iter()
+        .map(|(index, reason)| {
+            serde_json::json!({ "stage": plan.stages[*index].name, "since": reason.since, "differences": reason.differences, "why": reason.line() })
+        })
+        .collect();
+    let forecast = &forecasts[index];
+    serde_json::json!({
+        "type": "why", "stage": plan.stages[index].name, "will": forecast.word(), "artifact": forecast.artifact(), "because": because,
+    })
+}
+
+fn tell(plan: &Plan, index: usize, forecasts: &[Forecast], told: &[(usize, Reason)]) {
+    let name = &plan.stages[index].name;
+    match &forecasts[index] {
+        Forecast::Cached(record) => {
+            anstream::println!("{name} would not run: nothing differs from {}, which made {}", record.run, record.artifact.short());
+        }
+        Forecast::Run => anstream::println!("{name} would run:"),
+        Forecast::AfterUpstream => {
+            anstream::println!("{name} waits for what is before it, and runs unless that gives what it gave before:")
+        }
+    }
+    for (told_of, reason) in told {
+        let since = reason.since.as_ref().map(|run| format!(" since {run}")).unwrap_or_default();
+        if *told_of != index {
+            anstream::println!("{} would run:", plan.stages[*told_of].name);
+        }
+        match reason.differences.as_slice() {
+            [] => anstream::println!("  {}{}", reason.otherwise, since.replace(" since", ":")),
+            differences => differences.iter().for_each(|difference| anstream::println!("  {difference}{since}")),
+        }
     }
 }

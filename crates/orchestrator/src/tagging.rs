@@ -1,0 +1,82 @@
+//! `episteme tag`: what a person does with tags.
+
+use std::path::Path;
+
+use artifact::worker::DONE;
+use artifact::{Manifest, ObjectStore, StageError};
+
+use crate::cli::Global;
+use crate::tag::{self, Tag};
+use crate::verbs::print_json;
+use crate::{Failure, resolve};
+
+/// Lists, shows, sets or removes.
+///
+/// # Errors
+/// When the name is no tag's, or what it is to name is not there.
+pub fn tag(global: &Global, name: Option<&str>, what: Option<&str>, remove: bool, pipeline: &Path) -> Result<u8, Failure> {
+    let store = ObjectStore::open(&global.store)?;
+    match (name, what) {
+        (None, _) => list(global, &store),
+        (Some(name), None) if remove => take_away(global, &store, name),
+        (Some(name), None) => match tag::read(&store, name)? {
+            Some(tag) => tell(global, &store, "tag", name, &tag),
+            None => Err(no_tag(&store, name)),
+        },
+        (Some(name), Some(what)) => set(global, &store, name, what, pipeline),
+    }
+}
+
+fn set(global: &Global, store: &ObjectStore, name: &str, what: &str, pipeline: &Path) -> Result<u8, Failure> {
+    tag::check_name(name).map_err(|why| {
+        let error = StageError::new(format!("`{}` cannot name a tag: {why}", name.escape_debug()));
+        Failure::Asked(error.help("such as `model:best` or `production`"))
+    })?;
+    let artifact = resolve::artifact(global, store, what, pipeline)?;
+    let metrics = Manifest::read(&store.object(&artifact))?.outcome.metrics;
+    let tag = Tag { artifact, run: None, set: jiff::Timestamp::now().to_string(), metrics };
+    tag::write(store, name, &tag)?;
+    tell(global, store, "tagged", name, &tag)
+}
+
+fn take_away(global: &Global, store: &ObjectStore, name: &str) -> Result<u8, Failure> {
+    if !tag::remove(store, name)? {
+        return Err(no_tag(store, name));
+    }
+    if global.json {
+        return print_json(&serde_json::json!({ "type": "tag_removed", "tag": name }));
+    }
+    anstream::println!("{name} is gone; the artifact stays until `episteme gc` finds that nothing needs it");
+    Ok(DONE)
+}
+
+fn list(global: &Global, store: &ObjectStore) -> Result<u8, Failure> {
+    let tags = tag::all(store)?;
+    if global.json {
+        return print_json(&serde_json::json!({ "type": "tags", "tags": tags }));
+    }
+    let width = tags.keys().map(String::len).max().unwrap_or_default();
+    tags.iter().for_each(|(name, tag)| anstream::println!("{}", line(store, name, tag, width)));
+    Ok(DONE)
+}
+
+fn tell(global: &Global, store: &ObjectStore, what: &str, name: &str, tag: &Tag) -> Result<u8, Failure> {
+    if global.json {
+        return print_json(&serde_json::json!({ "type": what, "tag": name, "record": tag, "path": store.object(&tag.artifact) }));
+    }
+    anstream::println!("{}", line(store, name, tag, name.len()));
+    Ok(DONE)
+}
+
+/// Name, digest, what it is, who set it.
+fn line(store: &ObjectStore, name: &str, tag: &Tag, width: usize) -> String {
+    let is = Manifest::read(&store.object(&tag.artifact)).map_or_else(|_| "not there".to_owned(), |manifest| manifest.kind.to_string());
+    let by = tag.run.as_ref().map(|run| format!(" by {run}")).unwrap_or_default();
+    format!("{name:<width$}  {}  {is}, set {}{by}", tag.artifact.short(), tag.set)
+}
+
+fn no_tag(store: &ObjectStore, name: &str) -> Failure {
+    let known = tag::all(store).unwrap_or_default();
+    let error = StageError::new(format!("there is no tag `{}` on {}", name.escape_debug(), store.root().display()));
+    Failure::Asked(error.help(artifact::config::suggest(name, known.keys().map(String::as_str))))
+}
