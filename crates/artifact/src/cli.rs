@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use serde_json::Value;
 use toml::Spanned;
@@ -58,7 +59,7 @@ fn stage_command(stage: &StageType) -> Command {
     let about = schema.get("description").and_then(Value::as_str).unwrap_or(stage.summary);
     let mut command = Command::new(short_name(stage))
         .about(stage.summary)
-        .long_about(about.to_owned())
+        .long_about(in_one_line(about))
         .arg(
             Arg::new("@output")
                 .long("output")
@@ -85,20 +86,46 @@ fn stage_command(stage: &StageType) -> Command {
         )
         .arg(Arg::new("@json").long("json").action(ArgAction::SetTrue).help("Events as JSON lines on standard output"));
     let required: Vec<&str> = schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
-    for (key, property) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
-        let text = property.get("description").and_then(Value::as_str).unwrap_or_default();
+    let mut properties: Vec<(&String, &Value)> = schema.get("properties").and_then(Value::as_object).into_iter().flatten().collect();
+    properties.sort_by_key(|(key, _)| !required.contains(&key.as_str()));
+    for (key, property) in properties {
+        let text = in_one_line(property.get("description").and_then(Value::as_str).unwrap_or_default());
         let default =
             property.get("default").filter(|value| !value.is_null()).map(|value| format!(" [default: {value}]")).unwrap_or_default();
         let need = if required.contains(&key.as_str()) { " [required]" } else { "" };
-        command = command.arg(
-            Arg::new(key.clone())
-                .long(key.replace('_', "-"))
-                .value_name(value_name(property))
-                .help(format!("{text}{default}{need}"))
-                .allow_hyphen_values(true),
-        );
+        let mut arg = Arg::new(key.clone())
+            .long(key.replace('_', "-"))
+            .value_name(value_name(property))
+            .help(format!("{text}{default}{need}"))
+            .allow_hyphen_values(true);
+        if let Some(choices) = choices(property, schema.as_value()) {
+            arg = arg.value_parser(PossibleValuesParser::new(choices));
+        }
+        command = command.arg(arg);
     }
     command
+}
+
+/// A doc comment without its line breaks: the terminal has its own.
+fn in_one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// What may stand for a key that takes one of a few words, with what each means.
+fn choices(property: &Value, root: &Value) -> Option<Vec<PossibleValue>> {
+    if let Some(name) = property.get("$ref").and_then(Value::as_str).and_then(|path| path.strip_prefix("#/$defs/")) {
+        return choices(root.get("$defs")?.get(name)?, root);
+    }
+    if let Some(word) = property.get("const").and_then(Value::as_str) {
+        let about = in_one_line(property.get("description").and_then(Value::as_str).unwrap_or_default());
+        return Some(vec![PossibleValue::new(word.to_owned()).help(about)]);
+    }
+    if let Some(words) = property.get("enum").and_then(Value::as_array) {
+        return words.iter().map(|word| word.as_str().map(|word| PossibleValue::new(word.to_owned()))).collect();
+    }
+    let cases = property.get("oneOf").or(property.get("anyOf"))?.as_array()?;
+    let of_cases = cases.iter().filter(|case| case.get("type").and_then(Value::as_str) != Some("null")).map(|case| choices(case, root));
+    of_cases.collect::<Option<Vec<_>>>().map(|all| all.into_iter().flatten().collect())
 }
 
 /// clap's own `env` feature shows a variable's value in `--help`; a mirror may hold a password.
