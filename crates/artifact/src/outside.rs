@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use walkdir::WalkDir;
 
 use crate::stat_cache::{Known, Stamp, StatCache};
-use crate::{Digest, Doing, Settings, StageError};
+use crate::{Digest, Doing, Settings, StageError, collect_in_order};
 
 /// A file found: its name, relative to the folder that was walked, and where it lies.
 pub type Found = (String, PathBuf);
@@ -96,7 +96,7 @@ pub fn digest(files: &[Found], settings: &Settings) -> Result<Digest, StageError
 
 fn stamps(files: &[Found]) -> Result<Vec<Stamp>, StageError> {
     let looking = |path: &Path| format!("looking at {}", path.display());
-    files.par_iter().with_min_len(64).map(|(_, path)| Stamp::of(path).doing(|| looking(path))).collect()
+    collect_in_order(files.par_iter().with_min_len(64).map(|(_, path)| Stamp::of(path).doing(|| looking(path))))
 }
 
 fn digests(files: &[Found], stamps: &[Stamp], known: &Known) -> Result<Vec<Digest>, StageError> {
@@ -104,7 +104,7 @@ fn digests(files: &[Found], stamps: &[Stamp], known: &Known) -> Result<Vec<Diges
         Some(digest) => Ok(digest),
         None => content(path, &stamps[index]).doing(|| format!("reading {}", path.display())),
     };
-    files.par_iter().enumerate().with_min_len(16).map(one).collect()
+    collect_in_order(files.par_iter().enumerate().with_min_len(16).map(one))
 }
 
 /// Below this many bytes a file is read in one piece.

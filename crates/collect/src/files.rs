@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use artifact::outside::{self, Found};
-use artifact::{ConfigProblem, Digest, Doing, Kind, Outcome, RunContext, Settings, Stage, StageError};
+use artifact::{ConfigProblem, Digest, Doing, Kind, Outcome, RunContext, Settings, Stage, StageError, collect_in_order};
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -64,11 +64,11 @@ impl Stage for Files {
         let is_archive = |name: &str| Format::of(name).filter(|_| self.unpack).is_some();
         let (archives, plain): (Vec<_>, Vec<_>) = found.iter().partition(|(name, _)| is_archive(name));
         let progress = context.progress("files", Some(plain.len() as u64), "files");
-        plain.par_iter().try_for_each(|(name, path)| {
+        collect_in_order(plain.par_iter().map(|(name, path)| {
             context.check_stop()?;
             progress.add(1);
             copy(path, &context.output().join(name))
-        })?;
+        }))?;
         let mut files = plain.len() as u64;
         for (name, path) in &archives {
             let Some((format, stem)) = Format::of(name) else { continue };

@@ -6,7 +6,7 @@ use std::path::Path;
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float64Type};
-use artifact::{Doing, StageError};
+use artifact::{Doing, StageError, collect_in_order};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -116,7 +116,7 @@ impl Profile {
             }
         }
         let columns = batches.first().map_or(0, RecordBatch::num_columns);
-        profile.columns = (0..columns).into_par_iter().map(|index| column_profile(batches, index)).collect::<Result<_, _>>()?;
+        profile.columns = collect_in_order((0..columns).into_par_iter().map(|index| column_profile(batches, index)))?;
         Ok(profile)
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float32Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use artifact::{Doing, Outcome, RunContext, StageError, config};
+use artifact::{Doing, Outcome, RunContext, StageError, collect_in_order, config};
 use dataset::{DATA_FILE, Profile, Split, table};
 use polars::prelude::{BooleanChunked, DataFrame, IntoLazy, NewChunkedArray};
 use rayon::prelude::*;
@@ -136,7 +136,7 @@ impl<'a> Work<'a> {
 
     /// BLAKE3 of each row's words, column by column, nulls told from texts.
     fn digests(&self) -> Result<Vec<[u8; 32]>, StageError> {
-        let blocks: Vec<Vec<[u8; 32]>> = self.batches.par_iter().map(row_digests).collect::<Result<_, _>>()?;
+        let blocks: Vec<Vec<[u8; 32]>> = collect_in_order(self.batches.par_iter().map(row_digests))?;
         Ok(blocks.into_iter().flatten().collect())
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use artifact::{ConfigProblem, InputRef, Kind, Outcome, RunContext, Stage, StageError, StageName};
+use artifact::{ConfigProblem, InputRef, Kind, Outcome, RunContext, Stage, StageError, StageName, collect_in_order};
 use dataset::{DATA_FILE, ImageShape, ImageWriter, Split};
 use rayon::prelude::*;
 use schemars::JsonSchema;
@@ -83,7 +83,7 @@ impl Stage for Idx {
             true => standard_sets(&files)?,
             false => self.sets.clone(),
         };
-        let sets: Vec<Examples> = sets.par_iter().map(|set| self.read(set, &files)).collect::<Result<_, _>>()?;
+        let sets: Vec<Examples> = collect_in_order(sets.par_iter().map(|set| self.read(set, &files)))?;
         let shape = shape_of_all(&sets)?;
         let mut writer = ImageWriter::create(&context.output().join(DATA_FILE), shape)?;
         let mut next_number = BTreeMap::new();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use artifact::{ConfigProblem, Doing, InputRef, Kind, Outcome, RunContext, Stage, StageError, StageName};
+use artifact::{ConfigProblem, Doing, InputRef, Kind, Outcome, RunContext, Stage, StageError, StageName, collect_in_order};
 use dataset::Split;
 use rayon::prelude::*;
 use schemars::JsonSchema;
@@ -104,7 +104,7 @@ impl Stage for ImageFolder {
         while !rest.is_empty() {
             context.check_stop()?;
             let (chunk, later) = rest.split_at(writer.chunk_rows().min(rest.len()));
-            let decoded: Vec<_> = chunk.par_iter().map(|example| decode_file(example.path, &wanted)).collect::<Result<_, _>>()?;
+            let decoded = collect_in_order(chunk.par_iter().map(|example| decode_file(example.path, &wanted)))?;
             for (example, picture) in chunk.iter().zip(decoded) {
                 writer.push(example.id, example.label, example.split, picture)?;
             }

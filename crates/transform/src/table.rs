@@ -1,7 +1,7 @@
 //! f for tables: raw rows to feature vectors.
 
 use arrow::array::{ArrayRef, RecordBatch};
-use artifact::StageError;
+use artifact::{StageError, collect_in_order};
 use polars::prelude::DataFrame;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -90,7 +90,7 @@ impl TableTransform {
     /// A missing value where none may be.
     pub fn encode(&self, frame: &DataFrame) -> Result<Vec<f32>, StageError> {
         let columns: Vec<Vec<f32>> =
-            self.features.par_iter().map(|feature| feature.encode(frame)).collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
+            collect_in_order(self.features.par_iter().map(|feature| feature.encode(frame)))?.into_iter().flatten().collect();
         let mut values = vec![0.0; frame.height() * columns.len()];
         if !columns.is_empty() {
             values.par_chunks_mut(columns.len()).enumerate().for_each(|(row, out)| {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use artifact::config::suggest;
-use artifact::{Doing, RunContext, StageError};
+use artifact::{Doing, RunContext, StageError, collect_in_order};
 use bytes::Bytes;
 use dataset::Split;
 use rayon::prelude::*;
@@ -45,7 +45,7 @@ struct Piece {
 /// Reads all files as one table.
 pub(super) fn read(config: &Csv, chosen: &[Chosen], context: &RunContext) -> Result<Table, StageError> {
     let contents: Vec<Bytes> =
-        chosen.par_iter().map(|file| Content::open(file.name, file.path)?.whole(config.max_bytes)).collect::<Result<_, _>>()?;
+        collect_in_order(chosen.par_iter().map(|file| Content::open(file.name, file.path)?.whole(config.max_bytes)))?;
     let mut files = Vec::new();
     for (file, content) in chosen.iter().zip(&contents) {
         context.check_stop()?;
@@ -58,15 +58,12 @@ pub(super) fn read(config: &Csv, chosen: &[Chosen], context: &RunContext) -> Res
     let values = config.values();
     let progress = context.progress("reading", None, "rows");
     let work: Vec<(&TextFile, &Piece)> = files.iter().flat_map(|file| file.pieces.iter().map(move |piece| (file, piece))).collect();
-    let batches = work
-        .par_iter()
-        .map(|(file, piece)| {
-            context.check_stop()?;
-            let batch = build(file, piece, &types, &values, &schema)?;
-            progress.add(batch.num_rows() as u64);
-            Ok(batch)
-        })
-        .collect::<Result<Vec<_>, StageError>>()?;
+    let batches = collect_in_order(work.par_iter().map(|(file, piece)| {
+        context.check_stop()?;
+        let batch = build(file, piece, &types, &values, &schema)?;
+        progress.add(batch.num_rows() as u64);
+        Ok::<_, StageError>(batch)
+    }))?;
     Ok(Table { schema, batches })
 }
 
