@@ -33,7 +33,8 @@ pub struct Classifier {
     /// Examples in a step.
     #[serde(default = "batch")]
     pub batch: usize,
-    /// The optimiser: `{ name = "adam", learning_rate = 0.001 }`, `{ name = "sgd", learning_rate = 0.05, momentum = 0.9 }`.
+    /// The optimiser: `{ name = "adam", learning_rate = 0.001 }`, `{ name = "sgd", learning_rate = 0.05, momentum = 0.9 }`; with `bias_rate = 64`
+    /// the batch norms' shifts learn with so much longer steps.
     #[serde(default)]
     pub optimiser: OptimiserConfig,
     /// How the learning rate goes on from the optimiser's: `constant`, `linear` or `cosine` down to zero, `step` (tenfold down twice), or

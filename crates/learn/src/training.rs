@@ -19,6 +19,9 @@ use crate::model::{Epoch, Measured};
 /// Examples judged at once; has no bearing on the result.
 const EVALUATION_BATCH: usize = 512;
 
+/// Examples that a whitening layer is fitted to, as its author has it.
+const WHITENED: usize = 5_000;
+
 /// A trained network and how it became so.
 pub struct Trained {
     /// The network, with the weights that are kept.
@@ -52,6 +55,16 @@ pub fn train(
     training.end(judged)
 }
 
+/// Fits a whitening layer to the first examples of the train split, as they are: without augmentation.
+fn fit_whitening(network: &mut Network, examples: &Examples) -> Result<(), StageError> {
+    if network.has_whitening() {
+        let mut gathered = Gathered::default();
+        examples.gather(&examples.train()[..examples.train().len().min(WHITENED)], None, &mut gathered);
+        network.fit_whitening(examples.batch(&gathered).input).map_err(failed)?;
+    }
+    Ok(())
+}
+
 /// The rows that tell how good an epoch is.
 fn judged_rows<'e>(examples: &'e Examples, context: &RunContext) -> &'e [usize] {
     if examples.validation().is_empty() {
@@ -82,7 +95,8 @@ impl<'a> Training<'a> {
         loss: &'a LossOptions,
         context: &'a RunContext<'a>,
     ) -> Result<Self, StageError> {
-        let network = Network::new(architecture, config.seed()).map_err(failed)?;
+        let mut network = Network::new(architecture, config.seed()).map_err(failed)?;
+        fit_whitening(&mut network, examples)?;
         let mut optimiser = Optimiser::new(&config.optimiser, &network).map_err(failed)?;
         optimiser.set_clip_norm(config.clip_norm);
         let average = config.average.map(|_| network.snapshot());
@@ -119,6 +133,7 @@ impl<'a> Training<'a> {
     /// Goes through the train split once, in an order of its own, or through what is left of it.
     fn one_epoch(&mut self) -> Result<Measured, StageError> {
         let (config, epoch) = (self.config, self.epoch());
+        self.state.network.begin_epoch(epoch);
         let mut rows = self.examples.train().to_vec();
         rows.shuffle(&mut Pcg64::seed_from_u64(config.seed().wrapping_add(u64::from(epoch).wrapping_mul(0x9E37_79B9_7F4A_7C15))));
         let progress = self.context.progress(format!("epoch {epoch} of {}", config.epochs), Some(rows.len() as u64), "examples");

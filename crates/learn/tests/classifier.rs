@@ -98,6 +98,32 @@ fn early_stopping_ends_once_nothing_improves_and_the_best_epoch_is_kept() {
     assert!(events.iter().any(|event| matches!(event, Event::Log { message, .. } if message.contains("no better since"))));
 }
 
+/// The tensor of this name in a safetensors file.
+fn tensor(path: &Path, name: &str) -> Vec<f32> {
+    let bytes = fs::read(path).expect("it is there");
+    let start = 8 + u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..start]).expect("JSON");
+    let offset = |end: usize| start + header[name]["data_offsets"][end].as_u64().expect("an offset") as usize;
+    bytes[offset(0)..offset(1)].as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+}
+
+#[test]
+fn a_whitening_layer_is_fitted_to_the_train_split_and_does_not_learn() {
+    let dir = tempfile::tempdir().expect("a folder");
+    processed(dir.path(), 5);
+    let weights = |name: &str, more: serde_json::Value| {
+        let output = dir.path().join(name);
+        let mut config = serde_json::json!({ "layers": ["whiten 2x2 bias 1 gelu", "pool 2", "dense 2"], "average": 0.9 });
+        config.as_object_mut().expect("an object").extend(more.as_object().cloned().unwrap_or_default());
+        run(dir.path(), &output, config).0.expect("it learns");
+        tensor(&output.join("weights.safetensors"), "layers.0.weight")
+    };
+    let fitted = weights("a", serde_json::json!({ "epochs": 1 }));
+    assert_eq!(fitted.len(), 4 * 8);
+    assert!(fitted.chunks(8).all(|row| (0..4).all(|filter| row[filter] == -row[4 + filter])), "{fitted:?}");
+    assert_eq!(fitted, weights("b", serde_json::json!({ "epochs": 4, "seed": 9 })), "neither the seed nor learning changes them");
+}
+
 #[test]
 fn a_shape_that_the_data_does_not_have_is_named() {
     let dir = tempfile::tempdir().expect("a folder");

@@ -297,6 +297,9 @@ mod tests {
         let outputs: Vec<String> = report.layers.iter().map(|layer| layer.output.to_string()).collect();
         assert_eq!(outputs, ["1x128x32", "1x64x32", "1x31x16", "1x29x16", "2"]);
         assert_eq!(report.layers[0].parameters, 5 * 6 * 32 + 32);
+        let report = net(image(9, 9, 3), &["whiten 2x2 gelu", "batchnorm noscale", "dense 2"]).check().unwrap();
+        assert_eq!((report.layers[0].output, report.layers[0].parameters), (image(8, 8, 24), 24));
+        assert_eq!(report.layers[1].parameters, 24);
         let report = net(Shape::Features(768), &["series 128x6", "conv1d 4 3", "dense 2"]).check().unwrap();
         assert_eq!((report.layers[0].output, report.layers[1].output), (image(1, 128, 6), image(1, 126, 4)));
     }
@@ -311,6 +314,8 @@ mod tests {
         assert!(problems(image(9, 9, 4), &["pool1d 3", "dense 2"])[0].contains("an image of one row"));
         assert!(problems(Shape::Features(9), &["series 2x5", "dense 2"])[0].contains("2 steps of 5 values are 10, but 9 values reach it"));
         assert!(problems(image(9, 9, 1), &["series 9x9", "dense 2"])[0].contains("but 9x9x1 reaches it"));
+        assert!(problems(image(9, 9, 1), &["pool 2", "whiten 2x2", "dense 2"])[0].contains("it must be the first layer"));
+        assert!(problems(image(99, 99, 3), &["whiten 10x10", "dense 2"])[0].contains("its patches have 300 values"));
         let found = problems(image(9, 9, 4), &["conv 9 3x3 dilation 5", "dense 2"]);
         assert!(found[0].contains("a 3x3 kernel, which its dilation spreads over 11x11, does not fit the 9x9 image"), "{}", found[0]);
     }

@@ -12,16 +12,16 @@ use crate::{
     tape::{Flow, LayerWeights, Tape, give, take},
 };
 
-/// Added to the variance before its root, as in PyTorch.
-const EPSILON: f32 = 1e-5;
-/// How much of the running statistics a step keeps, as PyTorch's momentum of 0.1.
-const KEEP: f32 = 0.9;
 /// Values that one thread takes, about; always whole pixels.
 const RANGE: usize = 16_384;
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct BatchNorm {
     pub(crate) channels: usize,
+    /// Added to the variance before its root.
+    pub(crate) epsilon: f32,
+    /// How much of the running statistics a step replaces.
+    pub(crate) momentum: f32,
     pub(crate) activation: Activation,
 }
 
@@ -38,9 +38,9 @@ impl Running {
     }
 
     /// Moves towards the statistics of a batch.
-    pub(crate) fn update(&mut self, batch: &Running) {
+    pub(crate) fn update(&mut self, batch: &Running, momentum: f32) {
         let towards = |running: &mut [f32], batch: &[f32]| {
-            running.iter_mut().zip(batch).for_each(|(running, batch)| *running = KEEP * *running + (1.0 - KEEP) * batch);
+            running.iter_mut().zip(batch).for_each(|(running, batch)| *running = (1.0 - momentum) * *running + momentum * batch);
         };
         towards(&mut self.mean, &batch.mean);
         towards(&mut self.variance, &batch.variance);
@@ -54,7 +54,8 @@ impl BatchNorm {
 
     /// Normalises with the running statistics, in place.
     pub(crate) fn infer(&self, scale: &[f32], shift: &[f32], running: &Running, values: &mut [f32]) {
-        let factor: Vec<f32> = running.variance.iter().zip(scale).map(|(variance, scale)| scale / (variance + EPSILON).sqrt()).collect();
+        let factor: Vec<f32> =
+            running.variance.iter().zip(scale).map(|(variance, scale)| scale / (variance + self.epsilon).sqrt()).collect();
         let offset: Vec<f32> = running.mean.iter().zip(&factor).zip(shift).map(|((mean, factor), shift)| shift - mean * factor).collect();
         affine(values, &factor, &offset);
         self.activation.apply(values);
@@ -93,7 +94,7 @@ impl BatchNorm {
         let mean: Vec<f32> = sum.iter().map(|sum| (sum / count) as f32).collect();
         let variance: Vec<f64> =
             sum.iter().zip(&squares).map(|(sum, squares)| (squares / count - (sum / count).powi(2)).max(0.0)).collect();
-        let inverse: Vec<f32> = variance.iter().map(|variance| 1.0 / (*variance as f32 + EPSILON).sqrt()).collect();
+        let inverse: Vec<f32> = variance.iter().map(|variance| 1.0 / (*variance as f32 + self.epsilon).sqrt()).collect();
         let unbiased = variance.iter().map(|variance| (variance * count / (count - 1.0).max(1.0)) as f32).collect();
         let batch = Running { mean: mean.clone(), variance: unbiased };
 

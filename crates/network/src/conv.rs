@@ -184,7 +184,7 @@ impl Conv {
         pool: usize,
     ) -> Self {
         let filters = Some(filters);
-        let spec = Convolution { axes: Axes::Image, filters, kernel, stride, dilation: 1, groups: 1, padding, activation };
+        let spec = Convolution { axes: Axes::Image, filters, kernel, stride, dilation: 1, groups: 1, padding, dirac: false, activation };
         Conv::of(image, &spec, pool)
     }
 

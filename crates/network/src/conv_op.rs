@@ -9,6 +9,7 @@ use crate::{
     conv::{Conv, Kept, Partial, Results, Sums, Weighted, Weights},
     partition::{CHUNK, group_size, sum_in_order},
     scratch::{self, Aligned},
+    simd::add_rows,
     tape::{Flow, LayerWeights, Tape, give, take},
 };
 
@@ -43,6 +44,13 @@ pub(crate) fn forward(
     let (conv, layer, input) = (conv.clone(), layer.clone(), input.clone());
     tape.add_backward_op(move |grads| {
         let gradient = take(grads, &node, batch * len)?;
+        if input.node.is_none() && !layer.learns.0 {
+            if layer.learns.1 {
+                let kept: &[f32] = if conv.activation.needs_input() { &before } else { &output };
+                bias_gradient(&conv, kept, gradient, grads.get_or_alloc_mut(&layer.bias_tensor)?);
+            }
+            return Ok(());
+        }
         let mut input_gradient = vec![0.0; if input.node.is_some() { batch * input_len } else { 0 }];
         let saved = Saved { output: &output, before: &before, winners: &winners };
         let partials = backward(&conv, &layer, &input, &saved, gradient, &mut input_gradient);
@@ -105,6 +113,19 @@ fn backward(
             partial
         })
         .collect()
+}
+
+/// The bias's gradient alone, of a layer that pools nothing; `kept` is what its activation asks for.
+fn bias_gradient(conv: &Conv, kept: &[f32], mut gradient: Vec<f32>, out: &mut [f32]) {
+    let size = CHUNK * conv.output_len();
+    let sums_of = |(gradient, kept): (&mut [f32], &[f32])| {
+        conv.activation.backward(kept, gradient);
+        let mut sums = vec![0.0; conv.filters];
+        add_rows(gradient, &mut sums);
+        sums
+    };
+    let partials: Vec<Vec<f32>> = gradient.par_chunks_mut(size).zip(kept.par_chunks(size)).map(sums_of).collect();
+    sum_in_order(&partials.iter().map(Vec::as_slice).collect::<Vec<_>>(), out);
 }
 
 /// `count` chunks of `size` values; empty ones where there are no values, for buffers that a block has no use for.

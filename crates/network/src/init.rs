@@ -21,6 +21,19 @@ pub(crate) fn weights(count: usize, inputs: usize, outputs: usize, seed: u64, st
     (0..count).map(|_| draw() * bound).collect()
 }
 
+/// Makes the first filters of each group the identity on its channels, at one point of the kernel; `shape` is `[rows, columns, channels of a
+/// group, filters]`.
+pub(crate) fn identity(weights: &mut [f32], shape: &[usize], groups: usize, centre: (usize, usize)) {
+    let &[_, columns, channels, filters] = shape else { return };
+    for filter in 0..filters {
+        let channel = filter % (filters / groups);
+        if channel < channels {
+            weights.iter_mut().skip(filter).step_by(filters).for_each(|weight| *weight = 0.0);
+            weights[((centre.0 * columns + centre.1) * channels + channel) * filters + filter] = 1.0;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -89,6 +89,9 @@ pub struct Convolution {
     pub groups: usize,
     /// What happens at the border.
     pub padding: Padding,
+    /// Whether its first filters begin as the identity on their channels (Zagoruyko and Komodakis 2017, <https://arxiv.org/abs/1706.00388>),
+    /// so that an untrained layer passes on what comes in.
+    pub dirac: bool,
     /// Applied to each output.
     pub activation: Activation,
 }
@@ -103,6 +106,26 @@ impl Convolution {
     /// Filters and groups, once the number of channels is known.
     pub(crate) fn of_channels(&self, channels: usize) -> (usize, usize) {
         self.filters.map_or((channels, channels), |filters| (filters, self.groups))
+    }
+}
+
+/// Batch normalisation with a learned scale and shift (Ioffe and Szegedy 2015, <https://arxiv.org/abs/1502.03167>).
+#[derive(Clone, Debug, PartialEq)]
+pub struct BatchNormalisation {
+    /// Whether the scale is learned; else it stays one.
+    pub scale: bool,
+    /// How much of the running statistics a step replaces, from above 0 to 1.
+    pub momentum: f32,
+    /// Added to the variance before its root.
+    pub epsilon: f32,
+    /// Applied to each output.
+    pub activation: Activation,
+}
+
+impl Default for BatchNormalisation {
+    /// As in PyTorch.
+    fn default() -> Self {
+        BatchNormalisation { scale: true, momentum: 0.1, epsilon: 1e-5, activation: Activation::None }
     }
 }
 
@@ -153,6 +176,9 @@ pub enum PoolKind {
 /// | `dense 64 relu` | fully connected; flattens an image that reaches it |
 /// | `dropout 0.5` | drops half of the values while training |
 /// | `batchnorm`, `batchnorm relu` | normalises each channel over the batch |
+/// | `batchnorm noscale momentum 0.4 epsilon 1e-12` | with a scale that stays one, and other constants than PyTorch's |
+/// | `conv 64 3x3 same dirac` | begins as the identity on the first channels |
+/// | `whiten 2x2 bias 3 gelu` | first: filters fitted to the train split, which take patches to values without correlation; only a bias learns, for three epochs |
 ///
 /// A [`Residual`] block is a table: `{ residual = ["conv 64 3x3 same relu", "conv 64 3x3 same"], activation = "relu" }`.
 #[derive(Clone, Debug, PartialEq)]
@@ -183,8 +209,15 @@ pub enum LayerSpec {
         /// The share that is dropped, from 0 to below 1.
         rate: f32,
     },
-    /// Batch normalisation with a learned scale and shift (Ioffe and Szegedy 2015, <https://arxiv.org/abs/1502.03167>).
-    BatchNorm {
+    /// `batchnorm`.
+    BatchNorm(BatchNormalisation),
+    /// A first convolution that is fitted to the train split and not learned: its filters are the eigenvectors of the patches, scaled to unit
+    /// variance, with both signs ([`Network::fit_whitening`](crate::Network::fit_whitening)).
+    Whiten {
+        /// Rows and columns of a patch.
+        kernel: (usize, usize),
+        /// How many epochs its bias is learned for; all if absent.
+        bias_epochs: Option<u32>,
         /// Applied to each output.
         activation: Activation,
     },

@@ -77,6 +77,7 @@ mod scratch;
 mod simd;
 mod tape;
 mod weights;
+mod whiten;
 
 #[cfg(test)]
 mod reference;
@@ -84,7 +85,7 @@ mod reference;
 pub use architecture::{Architecture, ArchitectureError, ArchitectureReport, LayerReport, Problem, Shape};
 pub use error::NetworkError;
 pub use examples::{Input, Normalisation};
-pub use layer::{Activation, Axes, Convolution, LayerParseError, LayerSpec, Padding, PoolKind, Pooling, Residual};
+pub use layer::{Activation, Axes, BatchNormalisation, Convolution, LayerParseError, LayerSpec, Padding, PoolKind, Pooling, Residual};
 pub use loss::{LossOptions, StepReport};
 pub use network::{Batch, Network, Snapshot};
 pub use optimiser::{Optimiser, OptimiserConfig};

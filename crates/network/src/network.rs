@@ -16,7 +16,7 @@ use crate::{
     init,
     loss::{self, LossOptions, StepReport},
     optimiser::Optimiser,
-    plan::{self, Block, Placed, Start, WeightSpec},
+    plan::{self, Block, Learns, Placed, Role, Start, WeightSpec},
     scratch::Aligned,
     tape::{Flow, LayerWeights, Tape, Vector},
     weights::{TensorData, read_tensors, write_tensors},
@@ -32,6 +32,10 @@ pub(crate) struct Parameter {
     pub(crate) values: Arc<Vec<f32>>,
     /// The values in the order that their layer's kernel reads, made when first asked for.
     prepared: OnceLock<Arc<Aligned>>,
+    pub(crate) role: Role,
+    learns: Learns,
+    /// Whether it is left as it is now.
+    pub(crate) is_frozen: bool,
 }
 
 impl Parameter {
@@ -41,7 +45,7 @@ impl Parameter {
 
     /// Weight decay is for the weights of sums, not for biases, scales and shifts.
     pub(crate) fn decays(&self) -> bool {
-        self.shape.len() > 1
+        matches!(self.role, Role::Matrix | Role::Matrices)
     }
 
     /// The weights of a block in the order that its kernel reads; empty where that is their own.
@@ -114,14 +118,16 @@ impl Cursor {
     }
 }
 
+/// Of each batch norm, that of the batch, with its momentum.
+type Statistics = Vec<(Running, f32)>;
+
 /// One pass of a batch through the layers, with the tape that leads back to the weights.
 struct Pass {
     batch: usize,
     step: u64,
     tape: Tape,
     cursor: Cursor,
-    /// Of each batch norm.
-    statistics: Vec<Running>,
+    statistics: Statistics,
 }
 
 impl Network {
@@ -137,9 +143,9 @@ impl Network {
         let device = Cpu::default();
         let (mut parameters, mut running) = (Vec::new(), Vec::new());
         for placed in plan::leaves(&blocks) {
-            for spec in placed.block.weights() {
+            for spec in &placed.weights {
                 let stream = parameters.len() as u64;
-                parameters.push(first_parameter(&spec, &placed.place, seed, stream, &device)?);
+                parameters.push(first_parameter(spec, &placed.place, seed, stream, &device)?);
             }
             if let Block::BatchNorm(norm) = &placed.block {
                 running.push(Running::new(norm.channels));
@@ -172,6 +178,17 @@ impl Network {
             _ => None,
         };
         plan::leaves(&self.blocks).into_iter().filter_map(describe).collect()
+    }
+
+    /// Tells which epoch the following steps belong to, from 1: some weights learn in the first ones only (`whiten 2x2 bias 3`).
+    pub fn begin_epoch(&mut self, epoch: u32) {
+        for parameter in &mut self.parameters {
+            parameter.is_frozen = match parameter.learns {
+                Learns::Always => false,
+                Learns::Never => true,
+                Learns::For(epochs) => epoch > epochs,
+            };
+        }
     }
 
     /// One step of training: forward, loss, backward, update. The step's number, which determines the dropout masks, is the
@@ -231,7 +248,7 @@ impl Network {
         Ok(total)
     }
 
-    /// The gradient of each parameter, in order; batch norms take note of the batch.
+    /// The gradient of each parameter, in order, empty of one that is frozen; batch norms take note of the batch.
     fn gradients(
         &mut self,
         batch: Batch<'_>,
@@ -245,9 +262,10 @@ impl Network {
         drop(flow);
         let mut gradients = Vec::with_capacity(self.parameters.len());
         for parameter in &self.parameters {
-            gradients.push(std::mem::take(&mut **grads.get_or_alloc_mut(&parameter.tensor)?));
+            let gradient = std::mem::take(&mut **grads.get_or_alloc_mut(&parameter.tensor)?);
+            gradients.push(if parameter.is_frozen { Vec::new() } else { gradient });
         }
-        self.running.iter_mut().zip(&statistics).for_each(|(running, batch)| running.update(batch));
+        self.running.iter_mut().zip(&statistics).for_each(|(running, (batch, momentum))| running.update(batch, *momentum));
         Ok((report, gradients))
     }
 
@@ -268,7 +286,7 @@ impl Network {
     }
 
     /// The logits of a batch with the tape that leads back to the weights, and the statistics of each batch norm.
-    pub(crate) fn forward_op(&self, input: Input<'_>, batch: usize, step: u64) -> Result<(Flow, Tape, Vec<Running>), NetworkError> {
+    pub(crate) fn forward_op(&self, input: Input<'_>, batch: usize, step: u64) -> Result<(Flow, Tape, Statistics), NetworkError> {
         let mut values = input.to_values();
         if !matches!(self.blocks.first().map(|placed| &placed.block), Some(Block::Conv(_))) {
             values = crate::examples::Values::Floats(values.to_floats(self.architecture.input.channels()));
@@ -291,7 +309,7 @@ impl Network {
                 Block::Dropout(dropout) => dropout.forward_op(self.seed, pass.step, &flow, device, &mut pass.tape)?,
                 Block::BatchNorm(norm) => {
                     let (flow, batch) = norm.forward_op(&layer(), &flow, device, &mut pass.tape)?;
-                    pass.statistics.push(batch);
+                    pass.statistics.push((batch, norm.momentum));
                     flow
                 }
                 Block::Residual(residual) => {
@@ -313,6 +331,7 @@ impl Network {
             prepared: weights.prepared(block).clone(),
             weights_tensor: weights.tensor.clone(),
             bias_tensor: bias.tensor.clone(),
+            learns: (!weights.is_frozen, !bias.is_frozen),
         }
     }
 
@@ -371,8 +390,9 @@ impl Network {
     /// | layer | weight | bias |
     /// |---|---|---|
     /// | `conv` | `[rows, columns, channels, filters]` | `[filters]` |
+    /// | `whiten` | as `conv` | `[filters]` |
     /// | `dense` | `[inputs, units]`; inputs of an image in the order row, column, channel | `[units]` |
-    /// | `batchnorm` | `[channels]`, the scale | `[channels]`, the shift |
+    /// | `batchnorm` | `[channels]`, the scale (ones where it is not learned) | `[channels]`, the shift |
     ///
     /// A `batchnorm` also has `layers.N.running_mean` and `layers.N.running_var`, `[channels]`. These are Keras' layouts;
     /// PyTorch has `[filters, channels, rows, columns]` and `[units, inputs]`.
@@ -434,7 +454,12 @@ fn first_parameter(spec: &WeightSpec, place: &Place, seed: u64, stream: u64, dev
     let values = match spec.start {
         Start::Zeros => vec![0.0; count],
         Start::Ones => vec![1.0; count],
-        Start::Random { inputs, outputs } => init::weights(count, inputs, outputs, seed, stream),
+        Start::Random { inputs, outputs } | Start::Fitted { inputs, outputs } => init::weights(count, inputs, outputs, seed, stream),
+        Start::Identity { inputs, outputs, groups, centre } => {
+            let mut values = init::weights(count, inputs, outputs, seed, stream);
+            init::identity(&mut values, &spec.shape, groups, centre);
+            values
+        }
     };
     let tensor = device.try_tensor_from_vec(values.clone(), (count,))?;
     Ok(Parameter {
@@ -443,5 +468,8 @@ fn first_parameter(spec: &WeightSpec, place: &Place, seed: u64, stream: u64, dev
         tensor,
         values: Arc::new(values),
         prepared: OnceLock::new(),
+        role: spec.role,
+        learns: spec.learns,
+        is_frozen: spec.learns == Learns::Never,
     })
 }

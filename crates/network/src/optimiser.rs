@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::NetworkError,
     muon,
-    network::Network,
+    network::{Network, Parameter},
+    plan::Role,
     tape::Vector,
     weights::{TensorData, read_tensors, write_tensors},
 };
@@ -44,6 +45,9 @@ pub enum OptimiserConfig {
         /// Share of each weight, times the learning rate, that is taken off it each step; biases and batch norms are spared.
         #[serde(default)]
         weight_decay: f64,
+        /// Size of a step of the batch norms' shifts, as a multiple of that of all else that learns like them.
+        #[serde(default = "one", skip_serializing_if = "is_one")]
+        bias_rate: f64,
     },
     /// Stochastic gradient descent.
     Sgd {
@@ -59,9 +63,12 @@ pub enum OptimiserConfig {
         /// Share of each weight that is added to its gradient (L2); biases and batch norms are spared.
         #[serde(default)]
         weight_decay: f64,
+        /// Size of a step of the batch norms' shifts, as a multiple of that of all else that learns like them.
+        #[serde(default = "one", skip_serializing_if = "is_one")]
+        bias_rate: f64,
     },
     /// Muon (Jordan 2024, <https://kellerjordan.github.io/posts/muon/>): momentum whose matrices are made orthogonal, for the weights of
-    /// convolutions and dense layers but the last. All else learns by Adam.
+    /// convolutions (but for those in groups) and dense layers but the last. All else learns by Adam.
     Muon {
         /// Size of a step of the matrices.
         #[serde(default = "muon_rate")]
@@ -82,9 +89,18 @@ pub enum OptimiserConfig {
         /// Size of a step of all else, which is Adam's with its usual settings.
         #[serde(default = "adam_rate")]
         adam_learning_rate: f64,
+        /// Size of a step of the batch norms' shifts, as a multiple of that of all else that learns like them.
+        #[serde(default = "one", skip_serializing_if = "is_one")]
+        bias_rate: f64,
     },
 }
 
+fn one() -> f64 {
+    1.0
+}
+fn is_one(rate: &f64) -> bool {
+    *rate == 1.0
+}
 fn muon_rate() -> f64 {
     0.02
 }
@@ -113,7 +129,14 @@ fn sgd_rate() -> f64 {
 impl Default for OptimiserConfig {
     /// Adam as its paper sets it.
     fn default() -> Self {
-        OptimiserConfig::Adam { learning_rate: adam_rate(), beta1: beta1(), beta2: beta2(), epsilon: epsilon(), weight_decay: 0.0 }
+        OptimiserConfig::Adam {
+            learning_rate: adam_rate(),
+            beta1: beta1(),
+            beta2: beta2(),
+            epsilon: epsilon(),
+            weight_decay: 0.0,
+            bias_rate: 1.0,
+        }
     }
 }
 
@@ -127,6 +150,15 @@ impl OptimiserConfig {
         }
     }
 
+    /// The size of a step of the batch norms' shifts, as a multiple.
+    fn bias_rate(&self) -> f64 {
+        match self {
+            OptimiserConfig::Adam { bias_rate, .. } | OptimiserConfig::Sgd { bias_rate, .. } | OptimiserConfig::Muon { bias_rate, .. } => {
+                *bias_rate
+            }
+        }
+    }
+
     /// Checks that each number is in its range.
     ///
     /// # Errors
@@ -137,6 +169,7 @@ impl OptimiserConfig {
         let share = |name: &str, value: f64| in_range(name, value, (0.0..1.0).contains(&value), "from 0 to below 1");
         let not_below_zero = |name: &str, value: f64| in_range(name, value, value >= 0.0, "0 or above");
         above_zero("learning_rate", self.learning_rate())?;
+        above_zero("bias_rate", self.bias_rate())?;
         match *self {
             OptimiserConfig::Adam { beta1, beta2, epsilon, weight_decay, .. } => {
                 share("beta1", beta1)?;
@@ -225,6 +258,7 @@ impl Optimiser {
         let step = i32::try_from(self.step).unwrap_or(i32::MAX);
         let head = network.parameters.len().saturating_sub(2);
         let (config, factor) = (&self.config, self.rate_factor);
+        let factor_of = |parameter: &Parameter| if parameter.role == Role::Shift { factor * config.bias_rate() } else { factor };
         let mut states = self.states.iter_mut();
         let (first, second) = (states.next(), states.next());
         let first = first.map_or(&mut [][..], Vec::as_mut_slice);
@@ -232,18 +266,22 @@ impl Optimiser {
         match second {
             Some(second) => {
                 weights.zip(second).enumerate().try_for_each(|(index, (((parameter, gradient), first), second))| match config {
-                    OptimiserConfig::Muon { .. } if parameter.decays() && index < head => {
+                    _ if parameter.is_frozen => Ok(()),
+                    OptimiserConfig::Muon { .. } if parameter.role == Role::Matrix && index < head => {
                         muon::update(config, factor, parameter, first, gradient);
                         Ok(())
                     }
                     _ => {
-                        let decays = parameter.decays();
+                        let (decays, factor) = (parameter.decays(), factor_of(parameter));
                         adam(config, factor, decays, step, &mut parameter.tensor, first, second, &buffer(gradient)?)
                     }
                 })
             }
             None => weights.try_for_each(|((parameter, gradient), velocity)| {
-                let decays = parameter.decays();
+                if parameter.is_frozen {
+                    return Ok(());
+                }
+                let (decays, factor) = (parameter.decays(), factor_of(parameter));
                 sgd(config, factor, decays, &mut parameter.tensor, velocity, &buffer(gradient)?)
             }),
         }
@@ -317,7 +355,7 @@ fn adam(
     gradient: &Buffer,
 ) -> Result<(), NetworkError> {
     let (learning_rate, betas, eps, weight_decay) = match *config {
-        OptimiserConfig::Adam { learning_rate, beta1, beta2, epsilon, weight_decay } => {
+        OptimiserConfig::Adam { learning_rate, beta1, beta2, epsilon, weight_decay, .. } => {
             (learning_rate, [beta1, beta2], epsilon, weight_decay)
         }
         OptimiserConfig::Muon { adam_learning_rate, .. } => (adam_learning_rate, [beta1(), beta2()], epsilon(), 0.0),
@@ -336,7 +374,7 @@ fn sgd(
     velocity: &mut Buffer,
     gradient: &Buffer,
 ) -> Result<(), NetworkError> {
-    let OptimiserConfig::Sgd { learning_rate, momentum, nesterov, weight_decay } = *config else { return Ok(()) };
+    let OptimiserConfig::Sgd { learning_rate, momentum, nesterov, weight_decay, .. } = *config else { return Ok(()) };
     let weight_decay = (decays && weight_decay > 0.0).then_some(WeightDecay::L2(weight_decay));
     let momentum = match nesterov {
         _ if momentum == 0.0 => None,

@@ -6,7 +6,7 @@ use crate::{
     conv::Conv,
     dense::Dense,
     dropout::Dropout,
-    layer::{self, Axes, Convolution, LayerSpec, PoolKind, Pooling},
+    layer::{self, Axes, BatchNormalisation, Convolution, LayerSpec, Padding, PoolKind, Pooling},
     pool::Pool,
     residual::Residual,
 };
@@ -30,45 +30,101 @@ pub(crate) struct Placed {
     /// That of the first of its layers; names its weights.
     pub(crate) place: Place,
     pub(crate) output_len: usize,
+    pub(crate) weights: Vec<WeightSpec>,
 }
 
-/// A tensor that a block learns: its name's last part, its shape, and how it begins.
+/// A tensor that a block holds: its name's last part, its shape, how it begins, what it is, and when it learns.
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct WeightSpec {
     pub(crate) name: &'static str,
     pub(crate) shape: Vec<usize>,
     pub(crate) start: Start,
+    pub(crate) role: Role,
+    pub(crate) learns: Learns,
 }
 
+/// How a tensor begins. Random ones are for sums of `inputs` products and `outputs` sums an input.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Start {
     Zeros,
     Ones,
-    /// Random, for sums of `inputs` products and `outputs` sums an input.
     Random {
+        inputs: usize,
+        outputs: usize,
+    },
+    /// Random, but for the first filters of each group: the identity at this point of the kernel.
+    Identity {
+        inputs: usize,
+        outputs: usize,
+        groups: usize,
+        centre: (usize, usize),
+    },
+    /// Random until it is fitted to the examples.
+    Fitted {
         inputs: usize,
         outputs: usize,
     },
 }
 
-impl Block {
-    /// What the block learns: nothing, or weights and bias in this order.
-    pub(crate) fn weights(&self) -> Vec<WeightSpec> {
-        let (shape, start, outputs) = match self {
-            Block::Conv(conv) => {
-                let (window, groups) = (conv.rows * conv.columns, conv.groups);
-                let shape = vec![conv.rows, conv.columns, conv.channels / groups, conv.filters];
-                let start = Start::Random { inputs: window * conv.channels / groups, outputs: window * conv.filters / groups };
-                (shape, start, conv.filters)
+/// What a tensor is to its layer, as optimisers tell them apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// The weights of sums: a matrix, seen as `[inputs of a sum, sums]`.
+    Matrix,
+    /// The weights of a convolution in groups, which are a matrix each.
+    Matrices,
+    Bias,
+    /// Of a batch norm.
+    Scale,
+    /// Of a batch norm.
+    Shift,
+}
+
+/// When a tensor learns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Learns {
+    Always,
+    Never,
+    /// In so many first epochs.
+    For(u32),
+}
+
+/// What a block of this layer holds: nothing, or weights and bias in this order.
+fn weights(layer: &LayerSpec, block: &Block) -> Vec<WeightSpec> {
+    let always = |name, shape, start, role| WeightSpec { name, shape, start, role, learns: Learns::Always };
+    let bias = |outputs, role| always("bias", vec![outputs], Start::Zeros, role);
+    match (block, layer) {
+        (Block::Conv(conv), layer) => {
+            let (window, groups) = (conv.rows * conv.columns, conv.groups);
+            let (inputs, outputs) = (window * conv.channels / groups, window * conv.filters / groups);
+            let shape = vec![conv.rows, conv.columns, conv.channels / groups, conv.filters];
+            let role = if groups > 1 { Role::Matrices } else { Role::Matrix };
+            match layer {
+                LayerSpec::Whiten { bias_epochs, .. } => {
+                    let fitted = always("weight", shape, Start::Fitted { inputs, outputs }, role);
+                    let learns = bias_epochs.map_or(Learns::Always, Learns::For);
+                    vec![WeightSpec { learns: Learns::Never, ..fitted }, WeightSpec { learns, ..bias(conv.filters, Role::Bias) }]
+                }
+                LayerSpec::Conv(Convolution { dirac: true, padding, .. }) => {
+                    let centre = if *padding == Padding::Causal { (0, conv.columns - 1) } else { (conv.rows / 2, conv.columns / 2) };
+                    let start = Start::Identity { inputs, outputs, groups, centre };
+                    vec![always("weight", shape, start, role), bias(conv.filters, Role::Bias)]
+                }
+                _ => vec![always("weight", shape, Start::Random { inputs, outputs }, role), bias(conv.filters, Role::Bias)],
             }
-            Block::Dense(dense) => {
-                let start = Start::Random { inputs: dense.inputs, outputs: dense.units };
-                (vec![dense.inputs, dense.units], start, dense.units)
-            }
-            Block::BatchNorm(norm) => (vec![norm.channels], Start::Ones, norm.channels),
-            // A residual block's weights are those of the blocks in it.
-            Block::Pool(_) | Block::Dropout(_) | Block::Residual(_) => return Vec::new(),
-        };
-        let bias = WeightSpec { name: "bias", shape: vec![outputs], start: Start::Zeros };
-        vec![WeightSpec { name: "weight", shape, start }, bias]
+        }
+        (Block::Dense(dense), _) => {
+            let start = Start::Random { inputs: dense.inputs, outputs: dense.units };
+            vec![always("weight", vec![dense.inputs, dense.units], start, Role::Matrix), bias(dense.units, Role::Bias)]
+        }
+        (Block::BatchNorm(norm), layer) => {
+            let is_fixed = matches!(layer, LayerSpec::BatchNorm(BatchNormalisation { scale: false, .. }));
+            let scale = always("weight", vec![norm.channels], Start::Ones, Role::Scale);
+            let learns = if is_fixed { Learns::Never } else { Learns::Always };
+            vec![WeightSpec { learns, ..scale }, bias(norm.channels, Role::Shift)]
+        }
+        // A residual block's weights are those of the blocks in it.
+        (Block::Pool(_) | Block::Dropout(_) | Block::Residual(_), _) => Vec::new(),
     }
 }
 
@@ -115,7 +171,8 @@ impl Planner {
             if pool.is_some() {
                 output = output_shape(&layers[index + 1], output).shape;
             }
-            blocks.push(Placed { block, place: place(index), output_len: output.len() });
+            let weights = weights(layer, &block);
+            blocks.push(Placed { block, place: place(index), output_len: output.len(), weights });
             let taken = 1 + usize::from(pool.is_some());
             (shape, index, self.layers) = (output, index + taken, self.layers + taken);
         }
@@ -152,7 +209,13 @@ fn block(layer: &LayerSpec, pool: usize, index: usize, input: Shape) -> Block {
         LayerSpec::GlobalPool => window(PoolKind::Mean, (height, width), 1),
         LayerSpec::Dense { units, activation } => Block::Dense(Dense { inputs: input.len(), units, activation }),
         LayerSpec::Dropout { rate } => Block::Dropout(Dropout { rate, layer: index, channels }),
-        LayerSpec::BatchNorm { activation } => Block::BatchNorm(BatchNorm { channels, activation }),
+        LayerSpec::BatchNorm(BatchNormalisation { epsilon, momentum, activation, .. }) => {
+            Block::BatchNorm(BatchNorm { channels, epsilon, momentum, activation })
+        }
+        LayerSpec::Whiten { kernel, activation, .. } => {
+            let filters = 2 * kernel.0 * kernel.1 * channels;
+            Block::Conv(Conv::new((height, width, channels), filters, kernel, 1, Padding::Valid, activation, 1))
+        }
         LayerSpec::Series { .. } | LayerSpec::Residual(_) => unreachable!("the planner sees to them itself"),
     }
 }

@@ -56,4 +56,6 @@ pub(crate) struct LayerWeights {
     pub(crate) prepared: Arc<Aligned>,
     pub(crate) weights_tensor: Vector,
     pub(crate) bias_tensor: Vector,
+    /// Whether weights and bias learn now.
+    pub(crate) learns: (bool, bool),
 }

@@ -70,9 +70,28 @@ fn one_two_and_three_threads_train_the_same_bytes() {
 }
 
 #[test]
+fn a_network_that_whitens_trains_the_same_bytes_at_any_number_of_threads() {
+    let layers = ["whiten 2x2 gelu", "conv 12 3x3 dirac", "batchnorm noscale momentum 0.4 gelu", "dense 5"];
+    let layers = layers.iter().map(|text| text.parse().unwrap()).collect();
+    let architecture = Architecture { input: Shape::Image { height: 18, width: 17, channels: 3 }, layers };
+    let trained = || {
+        let mut network = Network::new(&architecture, 7).unwrap();
+        let pixels = pixels(3 * BATCH);
+        let normalisation = Normalisation::unit(3);
+        network.fit_whitening(Input::Pixels { bytes: &pixels, normalisation: &normalisation }).unwrap();
+        let mut optimiser = Optimiser::new(&OptimiserConfig::default(), &network).unwrap();
+        (0..3).for_each(|index| step(&mut network, &mut optimiser, index, &pixels));
+        network.to_safetensors().unwrap()
+    };
+    let on = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(trained);
+    let one = on(1);
+    assert!(one == on(2) && one == on(3));
+}
+
+#[test]
 fn a_resumed_training_ends_with_the_bytes_of_one_that_was_not_interrupted() {
-    let sgd = OptimiserConfig::Sgd { learning_rate: 0.01, momentum: 0.9, nesterov: true, weight_decay: 1e-4 };
-    let adamw = OptimiserConfig::Adam { learning_rate: 1e-3, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01 };
+    let sgd = OptimiserConfig::Sgd { learning_rate: 0.01, momentum: 0.9, nesterov: true, weight_decay: 1e-4, bias_rate: 1.0 };
+    let adamw = OptimiserConfig::Adam { learning_rate: 1e-3, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01, bias_rate: 1.0 };
     let muon = OptimiserConfig::Muon {
         learning_rate: 0.02,
         momentum: 0.9,
@@ -80,6 +99,7 @@ fn a_resumed_training_ends_with_the_bytes_of_one_that_was_not_interrupted() {
         weight_decay: 1e-3,
         normalise: true,
         adam_learning_rate: 1e-3,
+        bias_rate: 2.0,
     };
     for config in [sgd, adamw, muon] {
         let whole = trained(&config, 5);

@@ -92,7 +92,7 @@ fn a_file_of_another_network_is_refused_with_all_that_differs() {
 fn an_optimiser_of_another_kind_is_refused() {
     let network = Network::new(&architecture(), 7).unwrap();
     let state = Optimiser::new(&OptimiserConfig::default(), &network).unwrap().to_safetensors(&network).unwrap();
-    let sgd = OptimiserConfig::Sgd { learning_rate: 0.1, momentum: 0.9, nesterov: false, weight_decay: 0.0 };
+    let sgd = OptimiserConfig::Sgd { learning_rate: 0.1, momentum: 0.9, nesterov: false, weight_decay: 0.0, bias_rate: 1.0 };
     let error = Optimiser::new(&sgd, &network).unwrap().load(&network, &state).err().unwrap().to_string();
     assert!(error.contains("`velocity.layers.0.weight` of shape [3, 3, 2, 4] is missing"), "{error}");
 }
@@ -114,9 +114,9 @@ fn a_snapshot_brings_back_weights_and_running_statistics() {
 
 #[test]
 fn training_lowers_the_loss_with_each_optimiser() {
-    let nesterov = OptimiserConfig::Sgd { learning_rate: 0.02, momentum: 0.9, nesterov: true, weight_decay: 0.0 };
-    let plain = OptimiserConfig::Sgd { learning_rate: 0.05, momentum: 0.0, nesterov: false, weight_decay: 1e-4 };
-    let adamw = OptimiserConfig::Adam { learning_rate: 0.01, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01 };
+    let nesterov = OptimiserConfig::Sgd { learning_rate: 0.02, momentum: 0.9, nesterov: true, weight_decay: 0.0, bias_rate: 1.0 };
+    let plain = OptimiserConfig::Sgd { learning_rate: 0.05, momentum: 0.0, nesterov: false, weight_decay: 1e-4, bias_rate: 1.0 };
+    let adamw = OptimiserConfig::Adam { learning_rate: 0.01, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01, bias_rate: 1.0 };
     for config in [OptimiserConfig::default(), adamw, nesterov, plain] {
         let mut network = Network::new(&net(&["conv 4 3x3 relu", "pool 2", "dense 3"]), 7).unwrap();
         let mut optimiser = Optimiser::new(&config, &network).unwrap();
@@ -134,6 +134,80 @@ fn training_lowers_the_loss_with_each_optimiser() {
     }
 }
 
+fn tensor(network: &Network, name: &str) -> Vec<f32> {
+    let bytes = network.to_safetensors().unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    file.tensor(name).unwrap().data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+}
+
+#[test]
+fn a_scale_that_is_not_learned_stays_one_and_a_bias_rate_moves_shifts_by_as_much_more() {
+    let shift_after = |layers: &[&str], bias_rate: f64| {
+        let mut network = Network::new(&net(layers), 7).unwrap();
+        let sgd = OptimiserConfig::Sgd { learning_rate: 1e-3, momentum: 0.0, nesterov: false, weight_decay: 0.0, bias_rate };
+        let mut optimiser = Optimiser::new(&sgd, &network).unwrap();
+        let input = input(6);
+        let batch = Batch { input: Input::Floats(&input), labels: &[0, 1, 2, 0, 1, 2] };
+        network.train_step(batch, &mut optimiser, &LossOptions::default()).unwrap();
+        (tensor(&network, "layers.1.weight"), tensor(&network, "layers.1.bias"), tensor(&network, "layers.0.bias"))
+    };
+    let layers = ["conv 4 3x3", "batchnorm noscale relu", "dense 3"];
+    let (scale, plain, conv_bias) = shift_after(&layers, 1.0);
+    assert_eq!(scale, [1.0; 4]);
+    let (_, fast, same_bias) = shift_after(&layers, 64.0);
+    assert_eq!(conv_bias, same_bias, "only shifts are meant");
+    for (plain, fast) in plain.iter().zip(&fast) {
+        assert!(*plain != 0.0 && (fast / plain - 64.0).abs() < 1e-3, "{fast} for {plain}");
+    }
+    let (scale, _, _) = shift_after(&["conv 4 3x3", "batchnorm relu", "dense 3"], 1.0);
+    assert_ne!(scale, [1.0; 4]);
+}
+
+#[test]
+fn the_momentum_of_a_batch_norm_is_the_share_that_a_step_replaces() {
+    let mean_after = |momentum: &str| {
+        let mut network = Network::new(&net(&["conv 4 3x3", &format!("batchnorm momentum {momentum}"), "dense 3"]), 7).unwrap();
+        train(&mut network, 1);
+        tensor(&network, "layers.1.running_mean")
+    };
+    let (whole, part) = (mean_after("1"), mean_after("0.25"));
+    assert!(whole.iter().zip(&part).all(|(whole, part)| (0.25 * whole - part).abs() < 1e-6), "{whole:?} {part:?}");
+}
+
+#[test]
+fn a_dirac_convolution_passes_its_channels_on() {
+    let network = Network::new(&net(&["conv 5 3x3 same dirac", "conv 2 3x3 same groups 1 dirac", "dense 3"]), 7).unwrap();
+    for (layer, channels, filters) in [(0, 2, 5), (1, 5, 2)] {
+        let weights = tensor(&network, &format!("layers.{layer}.weight"));
+        for filter in 0..filters {
+            let of_filter: Vec<f32> = weights.iter().skip(filter).step_by(filters).copied().collect();
+            let ones = of_filter.iter().filter(|weight| **weight == 1.0).count();
+            if filter < channels {
+                assert_eq!((of_filter[4 * channels + filter], ones), (1.0, 1), "layer {layer}, filter {filter}");
+                assert_eq!(of_filter.iter().sum::<f32>(), 1.0);
+            } else {
+                assert!(ones == 0 && of_filter.iter().all(|weight| *weight != 0.0), "the others stay random");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_whitening_layer_keeps_its_filters_and_its_bias_learns_in_the_first_epochs_only() {
+    let mut network = Network::new(&net(&["whiten 2x2 bias 2 gelu", "dense 3"]), 7).unwrap();
+    let images = input(40);
+    network.fit_whitening(Input::Floats(&images)).unwrap();
+    let fitted = tensor(&network, "layers.0.weight");
+    let mut biases = Vec::new();
+    for epoch in 1..=4 {
+        network.begin_epoch(epoch);
+        train(&mut network, 1);
+        biases.push(tensor(&network, "layers.0.bias"));
+    }
+    assert_eq!(tensor(&network, "layers.0.weight"), fitted);
+    assert!(biases[0] != biases[1] && biases[1] == biases[2] && biases[2] == biases[3]);
+}
+
 #[test]
 fn bad_batches_and_options_are_refused_and_change_nothing() {
     let mut network = Network::new(&architecture(), 7).unwrap();
@@ -148,7 +222,7 @@ fn bad_batches_and_options_are_refused_and_change_nothing() {
     assert!(error(&[], &[]).contains("at least one"));
     assert!(error(&input, &[0, 3]).contains("example 1 of the batch has label 3, but the network has 3 classes (0 to 2)"));
     assert_eq!(network.to_safetensors().unwrap(), bytes);
-    let config = OptimiserConfig::Adam { learning_rate: -1.0, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 };
+    let config = OptimiserConfig::Adam { learning_rate: -1.0, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0, bias_rate: 1.0 };
     assert!(Optimiser::new(&config, &network).err().unwrap().to_string().contains("learning_rate must be above 0, not -1"));
 }
 
@@ -211,7 +285,7 @@ fn a_batch_in_parts_learns_what_the_whole_batch_does() {
 
 #[test]
 fn clipped_gradients_make_a_shorter_step_in_the_same_direction() {
-    let sgd = OptimiserConfig::Sgd { learning_rate: 1.0, momentum: 0.0, nesterov: false, weight_decay: 0.0 };
+    let sgd = OptimiserConfig::Sgd { learning_rate: 1.0, momentum: 0.0, nesterov: false, weight_decay: 0.0, bias_rate: 1.0 };
     let architecture = Architecture { input: network::Shape::Features(2), layers: vec!["dense 2".parse().unwrap()] };
     let step = |clip: Option<f64>| {
         let mut network = Network::new(&architecture, 7).unwrap();

@@ -3,6 +3,9 @@
 use super::{Architecture, ArchitectureError, ArchitectureReport, LayerReport, MAX_WINDOW, Place, Problem, Shape};
 use crate::layer::{Activation, Axes, Convolution, LayerSpec, Padding, Pooling, Residual};
 
+/// The largest patch whose whitening is fitted: its time grows with the third power.
+const MAX_WHITENED: usize = 256;
+
 /// The size of the output along one axis, or `None` where not one window fits.
 pub(crate) fn windows(size: usize, window: usize, stride: usize) -> Option<usize> {
     size.checked_sub(window).map(|rest| rest / stride + 1)
@@ -57,7 +60,10 @@ impl Found {
     }
 
     fn layer(&mut self, layer: &LayerSpec, input: Shape, place: &Place) -> Shape {
-        let Output { shape, problem } = output_shape(layer, input);
+        let Output { shape, mut problem } = output_shape(layer, input);
+        if matches!(layer, LayerSpec::Whiten { .. }) && *place != Place::top(0) {
+            problem = Some("it is fitted to the examples themselves, so it must be the first layer".into());
+        }
         if let Some(reason) = problem {
             self.problem(place, &layer.to_string(), &reason);
         }
@@ -139,7 +145,7 @@ pub(crate) fn output_shape(layer: &LayerSpec, input: Shape) -> Output {
             instead(input, "it must give at least one value".into())
         }
         (LayerSpec::Dense { units, .. }, _) => fits(Shape::Features(*units)),
-        (LayerSpec::Dropout { .. } | LayerSpec::BatchNorm { .. } | LayerSpec::Residual(_), _) => fits(input),
+        (LayerSpec::Dropout { .. } | LayerSpec::BatchNorm(_) | LayerSpec::Residual(_), _) => fits(input),
         (LayerSpec::Series { steps, channels }, _) => series_output(*steps, *channels, input),
         (_, Shape::Features(_)) => {
             instead(input, format!("it needs an image, but a list of {input} values reaches it; put it before the first `dense`"))
@@ -150,6 +156,7 @@ pub(crate) fn output_shape(layer: &LayerSpec, input: Shape) -> Output {
         ) => instead(input, format!("it needs a series, an image of one row, but {input} reaches it; use the layer without `1d`")),
         (LayerSpec::Conv(conv), Shape::Image { height, width, channels }) => conv_output(conv, height, width, channels),
         (LayerSpec::Pool(pool), Shape::Image { height, width, channels }) => pool_output(pool, height, width, channels),
+        (LayerSpec::Whiten { kernel, .. }, Shape::Image { height, width, channels }) => whiten_output(*kernel, height, width, channels),
         (LayerSpec::GlobalPool, Shape::Image { channels, .. }) => fits(Shape::Features(channels)),
     }
 }
@@ -193,6 +200,18 @@ fn conv_output(conv: &Convolution, height: usize, width: usize, channels: usize)
     }
 }
 
+fn whiten_output((rows, columns): (usize, usize), height: usize, width: usize, channels: usize) -> Output {
+    let patch = rows * columns * channels;
+    let same = Shape::Image { height, width, channels: 2 * patch };
+    if !(1..=MAX_WHITENED).contains(&patch) {
+        return instead(same, format!("its patches have {patch} values; at least 1 and at most {MAX_WHITENED} can be fitted"));
+    }
+    match (windows(height, rows, 1), windows(width, columns, 1)) {
+        (Some(height), Some(width)) => fits(Shape::Image { height, width, channels: 2 * patch }),
+        _ => instead(same, format!("a {rows}x{columns} patch does not fit the {height}x{width} image that reaches it")),
+    }
+}
+
 fn pool_output(pool: &Pooling, height: usize, width: usize, channels: usize) -> Output {
     let same = Shape::Image { height, width, channels };
     let (rows, columns) = pool.sides();
@@ -220,7 +239,8 @@ fn costs(layer: &LayerSpec, input: Shape, output: Shape) -> (usize, u64) {
             (products * filters + filters, 2 * products as u64 * values)
         }
         LayerSpec::Dense { units, .. } => (input.len() * units + units, 2 * input.len() as u64 * values),
-        LayerSpec::BatchNorm { .. } => (2 * input.channels(), 2 * values),
+        LayerSpec::BatchNorm(ref norm) => ((1 + usize::from(norm.scale)) * input.channels(), 2 * values),
+        LayerSpec::Whiten { kernel: (rows, columns), .. } => (output.channels(), 2 * (rows * columns * input.channels()) as u64 * values),
         LayerSpec::Pool(pool) => (0, (pool.sides().0 * pool.sides().1) as u64 * values),
         LayerSpec::GlobalPool => (0, input.len() as u64),
         LayerSpec::Dropout { .. } | LayerSpec::Series { .. } | LayerSpec::Residual(_) => (0, 0),

@@ -179,7 +179,17 @@ mod tests {
                 let padding = if same { Padding::Same } else { Padding::Valid };
                 let kernel = (rows, columns);
                 let activation = Activation::None;
-                let spec = Convolution { axes: Axes::Image, filters: None, kernel, stride, dilation, groups: 1, padding, activation };
+                let spec = Convolution {
+                    axes: Axes::Image,
+                    filters: None,
+                    kernel,
+                    stride,
+                    dilation,
+                    groups: 1,
+                    padding,
+                    dirac: false,
+                    activation,
+                };
                 let conv = Conv::of((height, width, channels), &spec, 1);
                 (conv.out_height > 0 && conv.out_width > 0).then_some(conv)
             },

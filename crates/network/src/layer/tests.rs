@@ -16,8 +16,10 @@ fn the_texts_of_the_manual_are_read() {
         dilation: 1,
         groups: 1,
         padding: Padding::Same,
+        dirac: false,
         activation: Activation::Relu,
     };
+    assert_eq!("conv 64 3x5 stride 2 same dirac relu".parse(), Ok(LayerSpec::Conv(Convolution { dirac: true, ..plain.clone() })));
     let conv = LayerSpec::Conv(plain.clone());
     assert_eq!("conv 64 3x5 stride 2 same relu".parse(), Ok(conv.clone()));
     assert_eq!(" conv  64 3x5 same stride 2 relu ".parse(), Ok(conv));
@@ -37,7 +39,12 @@ fn the_texts_of_the_manual_are_read() {
     assert_eq!("globalpool".parse(), Ok(LayerSpec::GlobalPool));
     assert_eq!("dense 10 none".parse(), Ok(LayerSpec::Dense { units: 10, activation: Activation::None }));
     assert_eq!("dropout 0.5".parse(), Ok(LayerSpec::Dropout { rate: 0.5 }));
-    assert_eq!("batchnorm relu".parse(), Ok(LayerSpec::BatchNorm { activation: Activation::Relu }));
+    let norm = BatchNormalisation { activation: Activation::Relu, ..BatchNormalisation::default() };
+    assert_eq!("batchnorm relu".parse(), Ok(LayerSpec::BatchNorm(norm.clone())));
+    let other = BatchNormalisation { scale: false, momentum: 0.4, epsilon: 1e-12, ..norm };
+    assert_eq!("batchnorm momentum 0.4 noscale epsilon 1e-12 relu".parse(), Ok(LayerSpec::BatchNorm(other)));
+    let whiten = LayerSpec::Whiten { kernel: (2, 3), bias_epochs: Some(3), activation: Activation::Gelu };
+    assert_eq!("whiten 2x3 bias 3 gelu".parse(), Ok(whiten));
 }
 
 #[test]
@@ -62,6 +69,10 @@ fn what_is_missing_or_too_much_is_said() {
     assert!(reason("conv 32").contains("the kernel is missing"));
     assert!(reason("conv 32 3").contains("write it as ROWSxCOLUMNS"));
     assert!(reason("conv1d 32 3x3").contains("write how many steps it sees"));
+    assert!(reason("batchnorm momentum 2").contains("`2` is not a momentum, from above 0 to 1"));
+    assert!(reason("batchnorm epsilon 0").contains("`0` is not an epsilon, above 0"));
+    assert!(reason("batchnorm noscail").contains("did you mean `noscale`?"));
+    assert!(reason("whiten 2x2 bias").contains("the number of epochs"));
     assert!(reason("series 128").contains("write STEPSxCHANNELS"));
     assert!(reason("series 128x0").contains("`128x0` is not the size of a series"));
     assert!(reason("depthwise").contains("the kernel is missing"));
@@ -126,6 +137,7 @@ fn convolutions() -> impl Strategy<Value = Convolution> {
                     1 if !is_image => Padding::Causal,
                     _ => Padding::Same,
                 },
+                dirac: stride == 1,
                 activation,
             }
         },
@@ -144,7 +156,11 @@ fn layers() -> impl Strategy<Value = LayerSpec> {
         (1..999usize, 1..99usize).prop_map(|(steps, channels)| LayerSpec::Series { steps, channels }),
         (1..9999usize, activations()).prop_map(|(units, activation)| LayerSpec::Dense { units, activation }),
         (0.0..1.0f32).prop_map(|rate| LayerSpec::Dropout { rate }),
-        activations().prop_map(|activation| LayerSpec::BatchNorm { activation }),
+        (any::<bool>(), 1e-3..1.0f32, 1e-20..1.0f32, activations()).prop_map(|(scale, momentum, epsilon, activation)| {
+            LayerSpec::BatchNorm(BatchNormalisation { scale, momentum, epsilon, activation })
+        }),
+        (1..9usize, 1..9usize, proptest::option::of(1..99u32), activations())
+            .prop_map(|(rows, columns, bias_epochs, activation)| LayerSpec::Whiten { kernel: (rows, columns), bias_epochs, activation }),
     ]
 }
 

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use super::{Activation, Axes, Convolution, LayerSpec, Padding, PoolKind, Pooling, Residual};
+use super::{Activation, Axes, BatchNormalisation, Convolution, LayerSpec, Padding, PoolKind, Pooling, Residual};
 
 /// A layer's text that could not be read, with the word that is wrong and what may stand there.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -17,7 +17,7 @@ pub struct LayerParseError {
 }
 
 /// The words that a layer begins with.
-pub(super) const KINDS: [&str; 13] = [
+pub(super) const KINDS: [&str; 14] = [
     "conv",
     "depthwise",
     "pool",
@@ -26,13 +26,16 @@ pub(super) const KINDS: [&str; 13] = [
     "dense",
     "dropout",
     "batchnorm",
+    "whiten",
     "series",
     "conv1d",
     "depthwise1d",
     "pool1d",
     "avgpool1d",
 ];
-const CONV_OPTIONS: [&str; 10] = ["stride", "dilation", "groups", "same", "causal", "valid", "relu", "gelu", "silu", "none"];
+const CONV_OPTIONS: [&str; 11] = ["stride", "dilation", "groups", "same", "causal", "valid", "dirac", "relu", "gelu", "silu", "none"];
+const NORM_OPTIONS: [&str; 7] = ["noscale", "momentum", "epsilon", "relu", "gelu", "silu", "none"];
+const WHITEN_OPTIONS: [&str; 5] = ["bias", "relu", "gelu", "silu", "none"];
 const ACTIVATIONS: [&str; 4] = ["relu", "gelu", "silu", "none"];
 
 /// Layers that other tools name differently, and what they are called here.
@@ -90,6 +93,17 @@ impl<'a> Words<'a> {
         }
     }
 
+    /// A number above zero that `fits`.
+    fn decimal(&mut self, what: &str, fits: impl Fn(f32) -> bool) -> Result<f32, LayerParseError> {
+        let Some(word) = self.words.next() else {
+            return Err(self.error("", format!("a number is missing: {what}")));
+        };
+        match word.parse::<f32>() {
+            Ok(number) if number > 0.0 && fits(number) => Ok(number),
+            _ => Err(self.error(word, format!("`{word}` is not {what}"))),
+        }
+    }
+
     /// `ROWSxCOLUMNS`, or one number along a series.
     fn kernel(&mut self, axes: Axes) -> Result<(usize, usize), LayerParseError> {
         let form = match axes {
@@ -139,6 +153,7 @@ impl<'a> Words<'a> {
                 "same" => conv.padding = Padding::Same,
                 "causal" if conv.axes == Axes::Series => conv.padding = Padding::Causal,
                 "valid" => conv.padding = Padding::Valid,
+                "dirac" => conv.dirac = true,
                 word => {
                     conv.activation = Activation::from_word(word).ok_or_else(|| self.unknown_option(word, &conv))?;
                     break;
@@ -197,7 +212,8 @@ impl FromStr for LayerSpec {
             "series" => series(&mut words)?,
             "dense" => LayerSpec::Dense { units: words.number("the number of units", "dense 64 relu")?, activation: words.activation()? },
             "dropout" => dropout(&mut words)?,
-            "batchnorm" => LayerSpec::BatchNorm { activation: words.activation()? },
+            "batchnorm" => batch_norm(&mut words)?,
+            "whiten" => whiten(&mut words)?,
             other if ACTIVATIONS.contains(&other) => {
                 return Err(words.error(
                     other,
@@ -226,8 +242,41 @@ fn conv(words: &mut Words<'_>, axes: Axes, has_filters: bool) -> Result<LayerSpe
         dilation: 1,
         groups: 1,
         padding: Padding::Valid,
+        dirac: false,
         activation: Activation::None,
     })
+}
+
+fn batch_norm(words: &mut Words<'_>) -> Result<LayerSpec, LayerParseError> {
+    let mut norm = BatchNormalisation::default();
+    while let Some(word) = words.words.next() {
+        match word {
+            "noscale" => norm.scale = false,
+            "momentum" => norm.momentum = words.decimal("a momentum, from above 0 to 1", |value| value <= 1.0)?,
+            "epsilon" => norm.epsilon = words.decimal("an epsilon, above 0", f32::is_finite)?,
+            word => {
+                norm.activation =
+                    Activation::from_word(word).ok_or_else(|| words.unknown(word, "after `batchnorm` may come", &NORM_OPTIONS))?;
+                break;
+            }
+        }
+    }
+    Ok(LayerSpec::BatchNorm(norm))
+}
+
+fn whiten(words: &mut Words<'_>) -> Result<LayerSpec, LayerParseError> {
+    let kernel = words.kernel(Axes::Image)?;
+    let (mut bias_epochs, mut activation) = (None, Activation::None);
+    while let Some(word) = words.words.next() {
+        if word == "bias" {
+            let epochs = words.number("the number of epochs that the bias is learned for", "whiten 2x2 bias 3")?;
+            bias_epochs = Some(u32::try_from(epochs).unwrap_or(u32::MAX));
+            continue;
+        }
+        activation = Activation::from_word(word).ok_or_else(|| words.unknown(word, "after the kernel may come", &WHITEN_OPTIONS))?;
+        break;
+    }
+    Ok(LayerSpec::Whiten { kernel, bias_epochs, activation })
 }
 
 fn series(words: &mut Words<'_>) -> Result<LayerSpec, LayerParseError> {
@@ -260,7 +309,12 @@ impl fmt::Display for LayerSpec {
             LayerSpec::Series { steps, channels } => write!(f, "series {steps}x{channels}"),
             LayerSpec::Dense { units, activation } => write!(f, "dense {units}{}", activation.suffix()),
             LayerSpec::Dropout { rate } => write!(f, "dropout {rate}"),
-            LayerSpec::BatchNorm { activation } => write!(f, "batchnorm{}", activation.suffix()),
+            LayerSpec::BatchNorm(norm) => norm.fmt(f),
+            LayerSpec::Whiten { kernel: (rows, columns), bias_epochs, activation } => {
+                write!(f, "whiten {rows}x{columns}")?;
+                bias_epochs.map_or(Ok(()), |epochs| write!(f, " bias {epochs}"))?;
+                f.write_str(activation.suffix())
+            }
             LayerSpec::Residual(residual) => residual.fmt(f),
         }
     }
@@ -296,7 +350,22 @@ impl fmt::Display for Convolution {
             Padding::Same => " same",
             Padding::Causal => " causal",
         };
-        write!(f, "{padding}{}", self.activation.suffix())
+        let dirac = if self.dirac { " dirac" } else { "" };
+        write!(f, "{padding}{dirac}{}", self.activation.suffix())
+    }
+}
+
+impl fmt::Display for BatchNormalisation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let usual = BatchNormalisation::default();
+        f.write_str(if self.scale { "batchnorm" } else { "batchnorm noscale" })?;
+        if self.momentum != usual.momentum {
+            write!(f, " momentum {}", self.momentum)?;
+        }
+        if self.epsilon != usual.epsilon {
+            write!(f, " epsilon {:e}", self.epsilon)?;
+        }
+        f.write_str(self.activation.suffix())
     }
 }
 
