@@ -51,7 +51,8 @@ pub(crate) fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// Defines a function whose body is compiled once for each [`Level`]. The body may use the constant `FMA`.
+/// Defines a function whose body is compiled once for each [`Level`]. The body may use the constants `FMA` and `WIDE`: whether there are
+/// thirty-two registers of 64 bytes, not sixteen of 32 at most.
 macro_rules! for_each_level {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
         $(#[$meta])*
@@ -59,18 +60,18 @@ macro_rules! for_each_level {
         $vis fn $name($($arg: $type),*) $(-> $result)? {
             #[inline(always)]
             #[allow(clippy::too_many_arguments)]
-            fn body<const FMA: bool>($($arg: $type),*) $(-> $result)? $body
+            fn body<const FMA: bool, const WIDE: bool>($($arg: $type),*) $(-> $result)? $body
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
             #[allow(clippy::too_many_arguments)]
             fn avx512($($arg: $type),*) $(-> $result)? {
-                body::<true>($($arg),*)
+                body::<true, true>($($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
             #[allow(clippy::too_many_arguments)]
             fn avx2($($arg: $type),*) $(-> $result)? {
-                body::<true>($($arg),*)
+                body::<true, false>($($arg),*)
             }
             match $crate::simd::level() {
                 #[cfg(target_arch = "x86_64")]
@@ -79,7 +80,7 @@ macro_rules! for_each_level {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: the features that the function is compiled for were just detected.
                 $crate::simd::Level::Avx2 => unsafe { avx2($($arg),*) },
-                _ => body::<false>($($arg),*),
+                _ => body::<false, false>($($arg),*),
             }
         }
     };

@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 
 use super::{
     Conv, Results,
-    tile::{Finish, PAIR, SINGLE, Walk, even, for_filters, tile},
+    tile::{Finish, Walk, even, for_filters, pair, single, tile},
 };
 use crate::{
     layer::Activation,
@@ -113,7 +113,8 @@ unsafe fn some_filters<V: Vector, const N: usize>(
     let mut y = 0;
     while y < height {
         let rows = (height - y).min(2);
-        let most = if rows == 2 { even(width, PAIR).next_multiple_of(conv.pool) } else { even(width, SINGLE) };
+        let most =
+            if rows == 2 { whole_windows(even(width, pair::<V, N>()), pair::<V, N>(), conv.pool) } else { even(width, single::<V, N>()) };
         for x in (0..width).step_by(most) {
             let scalars = image[y * walk.down + x * walk.right..].as_ptr();
             let out = Outputs { conv, results: &mut *results, first, y, x, lanes, bias };
@@ -121,6 +122,13 @@ unsafe fn some_filters<V: Vector, const N: usize>(
         }
         y += rows;
     }
+}
+
+/// `columns`, or as many more as make whole windows; fewer where a tile has no room for more.
+#[inline(always)]
+fn whole_windows(columns: usize, most: usize, window: usize) -> usize {
+    let up = columns.next_multiple_of(window);
+    if up > most { most / window * window } else { up }
 }
 
 #[inline(always)]
@@ -221,8 +229,8 @@ for_each_vector! {
     unsafe fn weights_gradient_unchecked<V>(conv: &Conv, images: &[f32], gradient: &[f32], sums: &mut [f32]) {
         let line = conv.padded_width * conv.channels;
         let run = conv.columns * conv.channels;
-        let most = even(run, SINGLE);
         for_filters!(V, conv.filters, |filter, lanes, N| {
+            let most = even(run, single::<V, N>());
             let walk = Walk {
                 down: 0,
                 right: 1,

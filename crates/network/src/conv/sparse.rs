@@ -152,8 +152,10 @@ fn list_by_place(conv: &Conv, gradient: &[f32], winners: &[u8], lists: &mut List
     }
 }
 
-/// The most vectors of one row whose sum is kept in registers at once.
+/// The most vectors whose sum is kept in registers at once: of one row, and of each of three rows where registers are
+/// [wide](for_each_level) and where they are not.
 const VECTORS: usize = 6;
+const VECTORS_OF_THREE: usize = 2;
 
 /// Rows of values that are `source_line` apart in what is read and `sums_line` in what is added to; each `skip` values further on.
 #[derive(Clone, Copy)]
@@ -229,18 +231,22 @@ unsafe fn add_entry<const FMA: bool, const R: usize, const N: usize>(
 ///
 /// As [`add_scaled_rows`].
 #[inline(always)]
-unsafe fn add_scaled<const FMA: bool, const R: usize>(
+unsafe fn add_scaled<const FMA: bool, const WIDE: bool, const R: usize>(
     entries: &[Entry],
     source: &[f32],
     (source_line, sums_line): (usize, usize),
     pitch: usize,
     sums: &mut [f32],
 ) {
-    for skip in (0..pitch).step_by(VECTORS * LANES) {
+    let is_roomy = WIDE || R == 1;
+    let most = if is_roomy { VECTORS } else { VECTORS_OF_THREE };
+    for skip in (0..pitch).step_by(most * LANES) {
         let rows = Rows { skip, source_line, sums_line };
         // SAFETY: as the caller says.
         unsafe {
-            match ((pitch - skip) / LANES).min(VECTORS) {
+            match ((pitch - skip) / LANES).min(most) {
+                1 if !is_roomy => add_scaled_rows::<FMA, R, 1, 2>(entries, source, rows, sums),
+                2 if !is_roomy => add_scaled_rows::<FMA, R, 2, 1>(entries, source, rows, sums),
                 1 => add_scaled_rows::<FMA, R, 1, 4>(entries, source, rows, sums),
                 2 => add_scaled_rows::<FMA, R, 2, 2>(entries, source, rows, sums),
                 3 => add_scaled_rows::<FMA, R, 3, 2>(entries, source, rows, sums),
@@ -261,10 +267,10 @@ for_each_level! {
             // SAFETY: the lists hold corners of patches, whose rows lie within the image and the vector of zeros behind it.
             unsafe {
                 if rows == 3 {
-                    add_scaled::<FMA, 3>(entries, image, (line, pitch), pitch, sums);
+                    add_scaled::<FMA, WIDE, 3>(entries, image, (line, pitch), pitch, sums);
                 } else {
                     for row in 0..rows {
-                        add_scaled::<FMA, 1>(entries, &image[row * line..], (0, 0), pitch, &mut sums[row * pitch..]);
+                        add_scaled::<FMA, WIDE, 1>(entries, &image[row * line..], (0, 0), pitch, &mut sums[row * pitch..]);
                     }
                 }
             }
@@ -290,7 +296,7 @@ for_each_level! {
                 let x = pixel % conv.out_width * conv.pool + place % conv.pool;
                 let sums = &mut image_gradient[corner(conv, y, x) + row * line..];
                 // SAFETY: the lists hold the beginnings of filters, each of which has this row.
-                unsafe { add_scaled::<FMA, 1>(entries, &weights_by_filter[row * pitch..], (0, 0), pitch, sums) };
+                unsafe { add_scaled::<FMA, WIDE, 1>(entries, &weights_by_filter[row * pitch..], (0, 0), pitch, sums) };
             }
         }
     }

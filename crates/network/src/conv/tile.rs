@@ -7,10 +7,22 @@
 
 use crate::simd::vector::Vector;
 
-/// Columns of a tile that has two rows, and of one that has one: as many as thirty-two registers hold beside their factors, with
-/// two vectors a sum (or sixteen with one).
-pub(super) const PAIR: usize = 6;
-pub(super) const SINGLE: usize = 12;
+/// The most columns of a tile that has two rows.
+const PAIR: usize = 6;
+/// The most columns of a tile that has one row.
+const SINGLE: usize = 12;
+
+/// Columns of a tile of two rows whose sums the registers hold beside their factors, with `N` vectors a sum.
+#[inline(always)]
+pub(super) fn pair<V: Vector, const N: usize>() -> usize {
+    PAIR.min(V::SUMS / (2 * N))
+}
+
+/// As [`pair`], of one row.
+#[inline(always)]
+pub(super) fn single<V: Vector, const N: usize>() -> usize {
+    SINGLE.min(V::SUMS / N)
+}
 
 /// Where the factors lie, in f32 from each other.
 #[derive(Clone, Copy)]
@@ -57,8 +69,10 @@ pub(super) unsafe fn tile<V: Vector, const N: usize>(
     macro_rules! choose {
         ($(($rows:literal, $columns:literal)),*) => {
             match (rows, columns) {
-                $(($rows, $columns) => unsafe { out.finish(sums::<V, N, $rows, $columns>(walk, scalars, vectors)) },)*
-                _ => unreachable!("a tile is at most 2 × 6 or 1 × 12"),
+                $(($rows, $columns) if $rows * $columns * N <= V::SUMS => unsafe {
+                    out.finish(sums::<V, N, $rows, $columns>(walk, scalars, vectors))
+                },)*
+                _ => unreachable!("a tile is at most what `pair` and `single` say"),
             }
         };
     }
@@ -136,10 +150,9 @@ unsafe fn sums_of<V: Vector, const N: usize, const ROWS: usize, const COLUMNS: u
 /// Calls `work` for each group of filters with its first filter and the lanes in use of its last vector.
 macro_rules! for_filters {
     ($vector:ty, $filters:expr, |$filter:ident, $lanes:ident, $count:ident| $work:expr) => {
-        let width = if <$vector>::WIDE { 2 * <$vector>::LANES } else { <$vector>::LANES };
-        for $filter in (0..$filters).step_by(width) {
+        for $filter in (0..$filters).step_by(2 * <$vector>::LANES) {
             let left = $filters - $filter;
-            if <$vector>::WIDE && left > <$vector>::LANES {
+            if left > <$vector>::LANES {
                 const $count: usize = 2;
                 let $lanes = (left - <$vector>::LANES).min(<$vector>::LANES);
                 $work

@@ -13,7 +13,7 @@ use std::ops::Range;
 use super::{
     Conv, Results,
     direct::{AddTo, Outputs},
-    tile::{Finish, SINGLE, Walk, even, for_filters, tile},
+    tile::{Finish, Walk, even, for_filters, single, tile},
 };
 use crate::{
     scratch::{Aligned, Scratch, sized, zeros},
@@ -287,7 +287,6 @@ for_each_vector! {
     /// For each point: windows × channels times channels × filters, `[points, windows, filters]`.
     unsafe fn product_unchecked<V>(conv: &Conv, weights: &[f32], transformed: &[f32], windows: usize, out: &mut [f32]) {
         let (from, to) = (pitch(conv.channels), pitch(conv.filters));
-        let most = even(windows, SINGLE);
         for point in 0..POINTS {
             let weights = &weights[point * conv.channels * to..];
             let transformed = &transformed[point * windows * from..];
@@ -305,6 +304,7 @@ for_each_vector! {
                     vector: N * V::LANES,
                     lanes: V::LANES,
                 };
+                let most = even(windows, single::<V, N>());
                 for first in (0..windows).step_by(most) {
                     let out = Store { to: out[first * to + filter..].as_mut_ptr(), pitch: to };
                     let scalars = transformed[first * from..].as_ptr();
@@ -408,7 +408,6 @@ for_each_vector! {
     /// For each point: adds channels × windows times windows × filters, `[points, channels, filters]`.
     unsafe fn gradient_product_unchecked<V>(conv: &Conv, transformed: &[f32], gradient: &[f32], windows: usize, sums: &mut [f32]) {
         let (from, to) = (pitch(conv.channels), pitch(conv.filters));
-        let most = even(conv.channels, SINGLE);
         for point in 0..POINTS {
             let transformed = &transformed[point * windows * from..];
             let gradient = &gradient[point * windows * to..];
@@ -426,6 +425,7 @@ for_each_vector! {
                     vector: to,
                     lanes: V::LANES,
                 };
+                let most = even(conv.channels, single::<V, N>());
                 for first in (0..conv.channels).step_by(most) {
                     let out = AddTo::<V, N>::rows(&mut sums[first * to + filter..], to, V::LANES);
                     let columns = (1, most.min(conv.channels - first));

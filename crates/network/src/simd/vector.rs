@@ -13,8 +13,8 @@
 pub(crate) trait Vector: Copy {
     /// Values of one register.
     const LANES: usize;
-    /// Whether there are thirty-two of them, not sixteen.
-    const WIDE: bool;
+    /// How many sums the processor's registers hold beside their factors: of thirty-two, or of sixteen.
+    const SUMS: usize;
     unsafe fn splat(value: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
     /// The first `count` lanes; zeros behind.
@@ -46,7 +46,7 @@ mod x86 {
     // SAFETY of all: the trait's contract.
     impl Vector for __m512 {
         const LANES: usize = 16;
-        const WIDE: bool = true;
+        const SUMS: usize = 24;
         #[inline(always)]
         unsafe fn splat(value: f32) -> Self {
             unsafe { _mm512_set1_ps(value) }
@@ -108,7 +108,7 @@ mod x86 {
     // SAFETY of all: the trait's contract.
     impl Vector for __m256 {
         const LANES: usize = 8;
-        const WIDE: bool = false;
+        const SUMS: usize = 12;
         #[inline(always)]
         unsafe fn splat(value: f32) -> Self {
             unsafe { _mm256_set1_ps(value) }
@@ -132,11 +132,14 @@ mod x86 {
         #[inline(always)]
         unsafe fn store_bytes(self, to: *mut u8, count: usize) {
             unsafe {
-                let mut values = [0.0f32; 8];
-                self.store(values.as_mut_ptr());
-                for (lane, value) in values.iter().enumerate().take(count) {
-                    *to.add(lane) = *value as u8;
+                let whole = _mm256_cvtps_epi32(self);
+                let words = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256::<1>(whole));
+                let bytes = _mm_packus_epi16(words, words);
+                if count >= 8 {
+                    return _mm_storel_epi64(to.cast(), bytes);
                 }
+                let bytes = _mm_cvtsi128_si64(bytes).to_le_bytes();
+                std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, count);
             }
         }
         #[inline(always)]
@@ -172,7 +175,7 @@ pub(crate) struct Portable([f32; 4]);
 // SAFETY of all: the trait's contract; no instruction set is needed.
 impl Vector for Portable {
     const LANES: usize = 4;
-    const WIDE: bool = false;
+    const SUMS: usize = 12;
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
         Portable([value; 4])
