@@ -156,3 +156,38 @@ fn reproduce_gives_the_same_bytes_or_says_where_they_part() {
     assert_eq!((&last["type"], &last["ok"], &last["stages"][0]["parts_here"]), (&"reproduced".into(), &false.into(), &true.into()));
     scratch.episteme(&["reproduce", "nothing"]).fails(2, &["there is no run `nothing`"]);
 }
+
+#[test]
+fn what_is_wrong_is_told_to_scripts_too() {
+    let scratch = two();
+    scratch.write("bad.toml", "nam = 'x'\n[stages.raw]\nuses = 'collect.synthetic'\ntrian = 3\n");
+    let said = scratch.episteme(&["check", "bad.toml", "--json"]);
+    let told = json(&said);
+    assert_eq!((said.code, &told["type"], &told["code"]), (2, &"error".into(), &2.into()), "{told:#}");
+    assert_eq!((&told["problems"][1]["line"], &told["problems"][1]["column"]), (&4.into(), &1.into()), "{told:#}");
+    assert_eq!(json(&scratch.episteme(&["show", "nothing", "--pipeline", "two.toml", "--json"]))["type"], "error");
+}
+
+#[test]
+fn a_graph_is_drawn_in_every_form() {
+    let scratch = two();
+    let drawn = |format: &str| scratch.episteme(&["graph", "two.toml", "--format", format]).ok().stdout;
+    assert!(drawn("ascii").is_ascii() && drawn("ascii").lines().all(|line| line.starts_with('*')), "{}", drawn("ascii"));
+    let svg = drawn("svg");
+    assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n") && svg.matches("<rect").count() == 2, "{svg}");
+    assert!(drawn("mermaid").contains("-- input -->"));
+    assert_eq!(json(&scratch.episteme(&["graph", "two.toml", "--json"]).ok())["stages"][1]["inputs"]["input"][0], "raw");
+}
+
+#[test]
+fn shells_and_man_learn_every_verb() {
+    let scratch = Scratch::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let text = scratch.episteme(&["completions", shell]).ok().stdout;
+        assert!(["reproduce", "verify", "openlineage"].iter().all(|word| text.contains(word)), "{shell}");
+    }
+    assert!(scratch.episteme(&["man", "gc"]).ok().stdout.contains("older\\-than"));
+    scratch.episteme(&["man", "--to", "pages"]).ok();
+    assert!(scratch.path().join("pages/episteme-run.1").is_file());
+    scratch.episteme(&["man", "rnu"]).fails(2, &["did you mean `run`?"]);
+}

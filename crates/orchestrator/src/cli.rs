@@ -16,7 +16,7 @@ pub struct Cli {
     pub global: Global,
 }
 
-const EXIT_CODES: &str = "Start with `episteme run`. Exit codes: 0 done, 1 a stage failed, 2 the pipeline or the command line is wrong, 3 busy, 130 interrupted.";
+const EXIT_CODES: &str = "Start with `episteme run`. Exit codes: 0 done, 1 a stage failed (or `verify` found damage, `reproduce` other bytes), 2 the pipeline or the command line is wrong, 3 busy, 130 interrupted.";
 
 /// Options that hold everywhere.
 #[derive(Debug, Args)]
@@ -33,6 +33,9 @@ pub struct Global {
     /// Replaces a value of the pipeline file: `--set stages.model.epochs=3`
     #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = set)]
     pub sets: Vec<String>,
+    /// Appends a run as OpenLineage events to a file, or posts them to a URL
+    #[arg(long, global = true, value_name = "FILE-or-URL", env = "EPISTEME_OPENLINEAGE", hide_env_values = true)]
+    pub openlineage: Option<String>,
     /// One JSON object a line on standard output; the last sums it up
     #[arg(long, global = true)]
     pub json: bool,
@@ -138,8 +141,14 @@ pub enum Verb {
         #[command(subcommand)]
         verb: ScheduleVerb,
     },
-    /// Removes what dead runs left and what nothing refers to
+    /// Removes what dead runs left and what nothing refers to; never what a tag or a running job needs
     Gc {
+        /// Keeps so many runs of each pipeline, the newest; the others go, with the artifacts that only they gave
+        #[arg(long, value_name = "N")]
+        keep: Option<usize>,
+        /// Lets only runs go that are older, such as 30d (s, m, h, d, w)
+        #[arg(long, value_name = "SPAN", value_parser = crate::span::parse)]
+        older_than: Option<std::time::Duration>,
         /// Says what would go, and removes nothing
         #[arg(long)]
         dry_run: bool,
@@ -194,6 +203,19 @@ pub enum Verb {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Prints completions for a shell: episteme completions bash > ~/.local/share/bash-completion/completions/episteme
+    Completions {
+        /// Which
+        shell: clap_complete::Shell,
+    },
+    /// Prints the man page of episteme or of a verb: episteme man run | man -l -
+    Man {
+        /// Which verb
+        verb: Option<String>,
+        /// Writes all pages to this folder
+        #[arg(long, value_name = "DIR", conflicts_with = "verb")]
+        to: Option<PathBuf>,
+    },
     /// Runs one stage from its spec file: what a run starts for each stage
     #[command(hide = true)]
     Stage {
@@ -210,19 +232,59 @@ pub enum Verb {
 pub enum GraphFormat {
     /// Lines for a terminal.
     Text,
+    /// Lanes in plain ASCII.
+    Ascii,
+    /// A picture.
+    Svg,
     /// A Mermaid flow chart.
     Mermaid,
+}
+
+/// What becomes of times that passed while no scheduler looked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CatchUp {
+    /// They are gone.
+    None,
+    /// One run makes up for all of them.
+    Once,
 }
 
 /// What `schedule` does.
 #[derive(Debug, Subcommand)]
 pub enum ScheduleVerb {
     /// Prints crontab lines for pipelines that have a `schedule`
-    ///
-    /// To add them to what crontab has: (crontab -l; episteme schedule print pipelines/*.toml) | crontab -
     Print {
         /// The pipeline files
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
+    },
+    /// Puts pipelines into your crontab, each in a block of its own; again replaces it
+    Install {
+        /// The pipeline files
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// As systemd user timers
+        #[arg(long)]
+        systemd: bool,
+    },
+    /// Lists the pipelines in your crontab and among systemd's user timers
+    List,
+    /// Takes pipelines out of both
+    Remove {
+        /// Their names or files
+        #[arg(required = true, value_name = "NAME-or-FILE")]
+        what: Vec<String>,
+    },
+    /// Runs pipelines when they are due, in the foreground, until Ctrl-C
+    Run {
+        /// The pipeline files
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// What becomes of times that passed while nothing looked
+        #[arg(long, value_name = "POLICY", default_value = "none")]
+        catch_up: CatchUp,
+        /// Starts each run later by a part of this span, so that not all start at once: 30s, 5m
+        #[arg(long, value_name = "SPAN", default_value = "0s", value_parser = crate::span::parse)]
+        jitter: std::time::Duration,
     },
 }

@@ -1,14 +1,17 @@
 //! Cleaning a store: what dead runs left, and what nothing refers to.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use artifact::object_store::remove_tree;
-use artifact::{CacheRecord, Doing, ObjectStore, StageError};
+use artifact::{CacheRecord, Doing, Manifest, ObjectStore, StageError};
 
 use crate::begun::{GC_LOCK, is_alive};
 use crate::folder::{file_name, is_temporary, list, list_shards, size};
+use crate::record::{RunRecord, RunState};
+use crate::{record, tag};
 
 /// What was, or would be, removed.
 #[derive(Debug, Default, serde::Serialize)]
@@ -19,17 +22,36 @@ pub struct Garbage {
     pub bytes: u64,
 }
 
+/// Which runs are kept. Without a word, all: and with them every artifact that the cache knows.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Policy {
+    /// So many of each pipeline, the newest.
+    pub keep: Option<usize>,
+    /// All that are younger.
+    pub older_than: Option<Duration>,
+}
+
+impl Policy {
+    /// Whether it lets anything go.
+    fn lets_go(&self) -> bool {
+        self.keep.is_some() || self.older_than.is_some()
+    }
+}
+
 /// Removes staging and temporary files of dead runs, cache records without artifact, and, when no run is alive, scratch
-/// folders, and artifacts that no record refers to. A live run is known by its lock; none begins while this is at work.
+/// folders, and artifacts that no record, kept run or tag needs. A live run is known by its lock; none begins while this is
+/// at work. With a policy, runs that it does not keep go, and the cache records that only they used.
 ///
 /// # Errors
 /// When the store cannot be listed, or something in it cannot be removed.
-pub fn collect(store: &ObjectStore, dry_run: bool) -> Result<Garbage, StageError> {
+pub fn collect(store: &ObjectStore, policy: &Policy, dry_run: bool) -> Result<Garbage, StageError> {
     let _no_run_begins = store.lock(GC_LOCK, &|| false).doing(|| format!("locking the store {}", store.root().display()))?;
     let mut search = Search { store, garbage: Vec::new(), some_run_is_alive: false };
     search.runs()?;
     search.staging()?;
-    let referred = search.records()?;
+    let kept = if policy.lets_go() { Some(search.let_go(policy)?) } else { None };
+    let mut referred = search.records(kept.as_ref())?;
+    referred.extend(tagged(store)?);
     if !search.some_run_is_alive {
         search.what_runs_share(&referred)?;
     }
@@ -79,8 +101,27 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// Records without artifact; the artifacts that the others refer to.
-    fn records(&mut self) -> Result<BTreeSet<PathBuf>, StageError> {
+    /// Runs that the policy does not keep; the artifacts that the others and the tags need.
+    fn let_go(&mut self, policy: &Policy) -> Result<BTreeSet<PathBuf>, StageError> {
+        let mut seen: BTreeMap<String, usize> = BTreeMap::new();
+        let mut needed: BTreeSet<PathBuf> = tagged(self.store)?;
+        for folder in record::folders(self.store)?.into_iter().rev() {
+            let run = RunRecord::read(self.store, &folder)?;
+            let newer = seen.entry(run.pipeline.clone()).or_default();
+            let beyond = policy.keep.is_none_or(|keep| *newer >= keep);
+            *newer += 1;
+            let age = fs::metadata(&folder).and_then(|data| data.modified()).ok().and_then(|time| time.elapsed().ok()).unwrap_or_default();
+            if beyond && policy.older_than.is_none_or(|limit| age > limit) && run.state != RunState::AtWork {
+                self.garbage.push(folder);
+            } else {
+                needed.extend(run.stages.iter().filter_map(|stage| stage.artifact).map(|digest| self.store.object(&digest)));
+            }
+        }
+        Ok(needed)
+    }
+
+    /// Records without artifact, and those that nothing kept needs; the artifacts that the others refer to.
+    fn records(&mut self, kept: Option<&BTreeSet<PathBuf>>) -> Result<BTreeSet<PathBuf>, StageError> {
         let mut referred = BTreeSet::new();
         for record in self.list_shards("cache")? {
             if is_temporary(&record) {
@@ -91,7 +132,10 @@ impl Search<'_> {
             }
             let read = fs::read(&record).ok().and_then(|text| serde_json::from_slice::<CacheRecord>(&text).ok());
             match read.map(|record| self.store.object(&record.artifact)).filter(|object| object.is_dir()) {
-                Some(object) => drop(referred.insert(object)),
+                Some(object) if kept.is_none_or(|kept| kept.contains(&object)) => drop(referred.insert(object)),
+                // A live run may be about to use it.
+                Some(_) if self.some_run_is_alive => {}
+                Some(_) => self.garbage.push(record),
                 None => self.garbage.push(record),
             }
         }
@@ -118,6 +162,18 @@ impl Search<'_> {
     }
 }
 
+/// What tags name, and what that was made from.
+fn tagged(store: &ObjectStore) -> Result<BTreeSet<PathBuf>, StageError> {
+    let mut needed = BTreeSet::new();
+    for tag in tag::all(store)?.into_values() {
+        let object = store.object(&tag.artifact);
+        let lineage = Manifest::read(&object).map(|manifest| manifest.lineage).unwrap_or_default();
+        needed.extend(lineage.iter().filter_map(|ancestor| ancestor.digest).map(|digest| store.object(&digest)));
+        needed.insert(object);
+    }
+    Ok(needed)
+}
+
 /// Removes a file or a folder. An artifact leaves `objects/` in one step: killed half-way, it would look whole.
 fn remove(store: &ObjectStore, path: &Path) -> std::io::Result<()> {
     if path.starts_with(store.root().join("objects")) {
@@ -139,7 +195,7 @@ mod tests {
     use super::*;
     use crate::begun::Begun;
     use artifact::manifest::Ancestor;
-    use artifact::{Digest, Kind, Manifest, Outcome};
+    use artifact::{Digest, Kind, Outcome};
 
     struct Fixture {
         store: ObjectStore,
@@ -206,9 +262,9 @@ mod tests {
         let locks = ["locks/run-dead.lock", "locks/key-x.lock"].map(|path| fixture.write(path));
         let kept = [fixture.write("runs/dead/stage.log"), fixture.write("locks/pipeline-p.lock"), record, used.join("file")];
 
-        let would = collect(&fixture.store, true).unwrap();
+        let would = collect(&fixture.store, &Policy::default(), true).unwrap();
         assert!(leftovers.iter().all(|path| path.exists()) && unused.exists(), "a dry run removes nothing");
-        let done = collect(&fixture.store, false).unwrap();
+        let done = collect(&fixture.store, &Policy::default(), false).unwrap();
         assert_eq!((&would.removed, would.bytes), (&done.removed, done.bytes));
         for path in leftovers.iter().chain(&locks).chain([&unused, &dangling]) {
             assert!(!path.exists(), "{} is left", path.display());
@@ -216,7 +272,7 @@ mod tests {
         for path in kept {
             assert!(path.exists(), "{} is gone", path.display());
         }
-        assert_eq!(collect(&fixture.store, false).unwrap().removed, Vec::<PathBuf>::new(), "nothing is left to do");
+        assert_eq!(collect(&fixture.store, &Policy::default(), false).unwrap().removed, Vec::<PathBuf>::new(), "nothing is left to do");
     }
 
     #[test]
@@ -231,13 +287,13 @@ mod tests {
             fixture.object("just published, not yet remembered").join("file"),
         ];
         let dead = fixture.write("staging/dead.model/weights");
-        collect(&fixture.store, false).unwrap();
+        collect(&fixture.store, &Policy::default(), false).unwrap();
         assert!(!dead.exists());
         for path in &kept {
             assert!(path.exists(), "{} is gone", path.display());
         }
         drop(begun);
-        collect(&fixture.store, false).unwrap();
+        collect(&fixture.store, &Policy::default(), false).unwrap();
         assert!(kept.iter().all(|path| !path.exists()), "with its run it is garbage");
     }
 
@@ -245,7 +301,34 @@ mod tests {
     fn what_a_killed_gc_had_set_aside_goes_the_next_time() {
         let fixture = Fixture::new();
         let aside = fixture.write("staging/gc.ab12/file");
-        assert_eq!(collect(&fixture.store, false).unwrap().bytes, 5);
+        assert_eq!(collect(&fixture.store, &Policy::default(), false).unwrap().bytes, 5);
         assert!(!aside.exists());
+    }
+
+    #[test]
+    fn what_is_tagged_stays_and_what_only_old_runs_gave_goes_with_them() {
+        let fixture = Fixture::new();
+        let objects = ["tagged", "old", "new"].map(|name| fixture.object(name));
+        let records = ["tagged", "old", "new"].map(|name| fixture.record(name, &fixture.object(name)));
+        let tag = tag::Tag { artifact: file_name(&objects[0]).parse().unwrap(), run: None, set: String::new(), metrics: BTreeMap::new() };
+        tag::write(&fixture.store, "keep", &tag).unwrap();
+        let run = |name: &str, object: &Path| {
+            let event = format!(
+                "{{\"type\":\"stage_finished\",\"stage\":\"s\",\"status\":\"ran\",\"seconds\":1.0,\"artifact\":\"{}\"}}",
+                file_name(object)
+            );
+            let path = fixture.write(&format!("runs/{name}/events.jsonl"));
+            fs::write(&path, event).unwrap();
+            path
+        };
+        let (old, new) = (run("20260101T000000-p-1", &objects[1]), run("20260102T000000-p-1", &objects[2]));
+        let other = run("20250101T000000-q-1", &objects[2]);
+        let policy = Policy { keep: Some(1), older_than: Some(Duration::from_secs(3600)) };
+        collect(&fixture.store, &policy, false).unwrap();
+        assert!(old.exists(), "it is beyond the count, but young");
+        collect(&fixture.store, &Policy { keep: Some(1), older_than: None }, false).unwrap();
+        assert!(!old.exists() && new.exists() && other.exists(), "one of each pipeline stays");
+        let left = |paths: &[PathBuf; 3]| paths.each_ref().map(|path| path.exists());
+        assert_eq!((left(&objects), left(&records)), ([true, false, true], [true, false, true]));
     }
 }

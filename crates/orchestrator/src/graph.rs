@@ -1,4 +1,10 @@
-//! The stages of a plan, drawn: as text and as Mermaid.
+//! The stages of a plan, drawn: as text, as lanes in ASCII, as a Mermaid flow chart, as SVG; or told, as JSON.
+
+mod ascii;
+mod svg;
+
+pub use ascii::ascii;
+pub use svg::svg;
 
 use crate::plan::Plan;
 
@@ -29,6 +35,17 @@ fn depths(plan: &Plan) -> Vec<usize> {
         depths.push(depth);
     }
     depths
+}
+
+/// Stages and what they take from, for scripts.
+pub fn json(plan: &Plan) -> serde_json::Value {
+    let name = |index: &usize| plan.stages[*index].name.as_str();
+    let stages = plan.stages.iter().map(|stage| {
+        let inputs = stage.inputs.iter().map(|(key, all)| (key, all.iter().map(name).collect::<Vec<_>>()));
+        let inputs: std::collections::BTreeMap<_, _> = inputs.collect();
+        serde_json::json!({ "name": stage.name, "uses": stage.stage.uses(), "gives": stage.stage.gives(), "inputs": inputs })
+    });
+    serde_json::json!({ "type": "graph", "pipeline": plan.name, "stages": stages.collect::<Vec<_>>() })
 }
 
 /// A Mermaid flow chart, as Markdown pages draw it.

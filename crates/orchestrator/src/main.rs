@@ -11,6 +11,8 @@ mod gc;
 mod graph;
 mod log;
 mod made;
+mod manual;
+mod openlineage;
 mod pipeline;
 mod plan;
 mod problem;
@@ -20,10 +22,12 @@ mod registry;
 mod render;
 mod reproduce;
 mod resolve;
+mod rules;
 mod run;
 mod schedule;
 mod set;
 mod show;
+mod span;
 mod tag;
 mod tagging;
 mod usage;
@@ -71,26 +75,53 @@ impl From<StageError> for Failure {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    let json = cli.global.json;
     match cli.global.color {
         Color::Auto => {}
         Color::Always => anstream::ColorChoice::Always.write_global(),
         Color::Never => anstream::ColorChoice::Never.write_global(),
     }
-    ExitCode::from(verbs::act(cli).unwrap_or_else(|failure| match failure {
-        Failure::Pipeline(problems) => {
-            report(*problems);
-            WRONG
+    ExitCode::from(verbs::act(cli).unwrap_or_else(|failure| {
+        let code = failure.code();
+        if json {
+            println!("{}", failure.json(code));
         }
-        Failure::Asked(error) => {
-            artifact::cli::report(&error);
-            WRONG
-        }
-        Failure::Failed(error) if error.interrupted => INTERRUPTED,
-        Failure::Failed(error) => {
-            artifact::cli::report(&error);
-            FAILED
-        }
+        failure.report();
+        code
     }))
+}
+
+impl Failure {
+    /// The exit code.
+    fn code(&self) -> u8 {
+        match self {
+            Self::Pipeline(_) | Self::Asked(_) => WRONG,
+            Self::Failed(error) if error.interrupted => INTERRUPTED,
+            Self::Failed(_) => FAILED,
+        }
+    }
+
+    /// For scripts: the last line of `--json`.
+    fn json(&self, code: u8) -> serde_json::Value {
+        match self {
+            Self::Pipeline(problems) => serde_json::json!({
+                "type": "error", "code": code, "message": problems.to_string(),
+                "problems": problems.problems.iter().map(problem::Problem::json).collect::<Vec<_>>(),
+            }),
+            Self::Asked(error) | Self::Failed(error) => serde_json::json!({
+                "type": "error", "code": code, "message": error.message, "place": error.place, "help": error.help, "causes": error.causes,
+            }),
+        }
+    }
+
+    /// For people.
+    fn report(self) {
+        match self {
+            Self::Pipeline(problems) => report(*problems),
+            Self::Failed(error) if error.interrupted => {}
+            Self::Asked(error) | Self::Failed(error) => artifact::cli::report(&error),
+        }
+    }
 }
 
 /// Source, caret and help for everything that is wrong with a pipeline file.

@@ -13,6 +13,7 @@ use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
 use crate::problem::{Problems, Sources};
+use crate::rules::Rules;
 use crate::{schedule, set};
 
 /// A pipeline file, read and typed; not yet put in order, and perhaps wrong.
@@ -29,6 +30,8 @@ pub struct Pipeline {
     pub description: String,
     /// When it runs, in crontab's five fields.
     pub schedule: Option<String>,
+    /// What is done at the end of its runs.
+    pub rules: Rules,
     /// Its stages, in the order of the file.
     pub stages: Vec<Declared>,
 }
@@ -58,7 +61,7 @@ pub struct Named {
 }
 
 /// Keys of the file itself.
-const KEYS: [&str; 5] = ["name", "description", "schedule", "seed", "stages"];
+const KEYS: [&str; 7] = ["name", "description", "schedule", "seed", "stages", "promote", "alerts"];
 
 impl Pipeline {
     /// Reads a pipeline file and applies `--set a.b=c`.
@@ -85,6 +88,7 @@ impl Pipeline {
             name: String::new(),
             description: String::new(),
             schedule: None,
+            rules: Rules::default(),
             stages: Vec::new(),
         };
         let mut texts = sources.texts();
@@ -144,6 +148,8 @@ impl Pipeline {
             Some((_, span)) => self.problem(span, "`stages` must be tables".into(), HOW_TO_DECLARE),
             None => self.problems.push(ConfigProblem::at("", "the pipeline has no stages").help(HOW_TO_DECLARE)),
         }
+        let known: Vec<_> = self.stages.iter().map(|stage| (stage.name.as_str(), stage.gives)).collect();
+        self.rules = Rules::read(table, &known, &mut self.problems);
     }
 
     fn stage(&mut self, name: &Spanned<DeString<'_>>, value: &Spanned<DeValue<'_>>, seed: u64, types: &[StageType]) {

@@ -9,6 +9,7 @@ use artifact::{CacheRecord, ConfigProblem, Digest, Kind, ObjectStore, Settings, 
 
 use crate::pipeline::{Declared, Named, Pipeline};
 use crate::problem::Problems;
+use crate::rules::Rules;
 
 /// A pipeline whose stages fit together, in an order in which they can run.
 pub struct Plan {
@@ -22,6 +23,8 @@ pub struct Plan {
     pub file: PathBuf,
     /// The folder relative paths are taken from.
     pub base: PathBuf,
+    /// What is done at the end of its runs.
+    pub rules: Rules,
     /// Every stage after those it takes from; otherwise in the order of the file.
     pub stages: Vec<Planned>,
 }
@@ -90,7 +93,15 @@ impl Plan {
             Some(Planned { name: declared.name, stage: declared.stage?, inputs })
         });
         let stages = stages.collect();
-        Ok(Self { name: pipeline.name, description: pipeline.description, schedule: pipeline.schedule, file: pipeline.file, base, stages })
+        Ok(Self {
+            name: pipeline.name,
+            description: pipeline.description,
+            schedule: pipeline.schedule,
+            file: pipeline.file,
+            base,
+            rules: pipeline.rules,
+            stages,
+        })
     }
 
     /// The place of the stage of this name.

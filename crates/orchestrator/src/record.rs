@@ -165,6 +165,11 @@ impl RunRecord {
     pub fn artifact(&self, stage: &str) -> Option<Digest> {
         self.stages.iter().find(|result| result.name == stage)?.artifact
     }
+
+    /// Whether a stage failed.
+    pub fn failed(&self) -> bool {
+        self.stages.iter().any(|stage| stage.status == Status::Failed)
+    }
 }
 
 /// The stages that were over, by the events of a run that never came to its end.
@@ -180,6 +185,16 @@ fn so_far(folder: &Path) -> Vec<StageResult> {
         _ => None,
     });
     over.collect()
+}
+
+/// The stages that failed in a run, and what they failed with.
+pub fn failures(folder: &Path) -> BTreeMap<String, StageError> {
+    let text = fs::read_to_string(folder.join("events.jsonl")).unwrap_or_default();
+    let failed = text.lines().filter_map(|line| match serde_json::from_str(line).ok()? {
+        Event::StageFailed { stage, error, .. } => Some((stage, error)),
+        _ => None,
+    });
+    failed.collect()
 }
 
 /// Folders of all runs, the last one last. A run's name begins with its second; within it, the folders' own times tell.

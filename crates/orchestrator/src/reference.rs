@@ -33,6 +33,8 @@ pub fn schema(types: &[StageType]) -> Value {
             "description": { "type": "string", "description": "What it is for." },
             "schedule": { "type": "string", "description": "When it runs, in crontab's five fields." },
             "seed": { "type": "integer", "minimum": 0, "default": 0, "description": "The seed of every stage that uses chance and states none of its own." },
+            "promote": rule(promotion_schema(), "A tag that moves to a run's artifact when its metrics say so; one table, or several."),
+            "alerts": rule(alert_schema(), "Who is told of failures, recoveries, and metrics that cross a bound; `[[alerts]]`."),
             "stages": {
                 "type": "object",
                 "minProperties": 1,
@@ -42,6 +44,34 @@ pub fn schema(types: &[StageType]) -> Value {
         },
         "$defs": definitions,
     })
+}
+
+/// One table of this schema, or a list of them.
+fn rule(schema: Value, about: &str) -> Value {
+    json!({ "description": about, "oneOf": [schema, { "type": "array", "items": schema }] })
+}
+
+fn promotion_schema() -> Value {
+    json!({ "type": "object", "additionalProperties": false, "required": ["tag"], "properties": {
+        "tag": { "type": "string", "description": "The tag, such as `model:best`." },
+        "stage": { "type": "string", "description": "The stage whose artifact it names; the tag's word before `:`, or the only model, if absent." },
+        "if": { "type": "string", "description": "When: `test.accuracy >= current`; always, if absent." },
+    } })
+}
+
+fn alert_schema() -> Value {
+    let secret = json!({ "oneOf": [
+        { "type": "object", "additionalProperties": false, "required": ["env"], "properties": { "env": { "type": "string" } } },
+        { "type": "object", "additionalProperties": false, "required": ["file"], "properties": { "file": { "type": "string" } } },
+    ] });
+    json!({ "type": "object", "additionalProperties": false, "properties": {
+        "on": { "type": "array", "items": { "enum": ["failure", "recovery"] }, "description": "What it is on." },
+        "if": { "type": "string", "description": "A bound that a metric crosses: `test.accuracy < 0.97`." },
+        "command": { "type": "string", "description": "A line of shell that gets the alert as JSON on its standard input." },
+        "webhook": { "description": "A URL that the alert is posted to, or where it is to be found.", "oneOf": [{ "type": "string" }, secret] },
+        "secret": { "description": "What the webhook is signed with: `{ env = \"NAME\" }` or `{ file = \"PATH\" }`.", "oneOf": [secret] },
+        "retries": { "type": "integer", "minimum": 0, "default": 4, "description": "How often a webhook is tried again." },
+    } })
 }
 
 /// `docs/pipeline-reference.md`.
@@ -54,6 +84,8 @@ pub fn markdown(types: &[StageType]) -> String {
          | `description` | text | what it is for |\n\
          | `schedule` | text | when it runs, in crontab's five fields |\n\
          | `seed` | whole number | the seed of every stage that uses chance and states none of its own; default 0 |\n\
+         | `promote` | table of `tag`, `stage`, `if` | a tag that moves to a run's artifact: `{ tag = \"model:best\", if = \"test.accuracy >= current\" }` |\n\
+         | `[[alerts]]` | tables of `on`, `if`, `command`, `webhook`, `secret`, `retries` | who is told of failures, recoveries, and metrics that cross a bound |\n\
          | `[stages.NAME]` | table | a stage: `uses = \"…\"` and the keys below |\n\n\
          `episteme schema` prints the same as JSON Schema, for editors.\n",
     );

@@ -57,6 +57,10 @@ fn line(event: &Event, quiet: bool) -> Option<String> {
         Event::Log { stage, level: Level::Warning, message } => Some(format!("{YELLOW}warning{YELLOW:#} {stage}: {message}")),
         Event::StageFailed { stage, error, .. } => Some(failure(stage, error)),
         _ if quiet => None,
+        Event::Promotion { tag, stage, artifact, promoted: true, reason, .. } => {
+            Some(format!("{GREEN}tagged{GREEN:#}  {tag}: {stage} {} ({reason})", artifact.short()))
+        }
+        Event::Promotion { tag, promoted: false, reason, .. } => Some(format!("{DIM}{tag} stays: {reason}{DIM:#}")),
         Event::RunStarted { run, pipeline, stages } => {
             Some(format!("{BOLD}{pipeline}{BOLD:#}: {} stages {DIM}({run}){DIM:#}", stages.len()))
         }

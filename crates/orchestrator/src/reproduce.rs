@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::cli::{Global, OnBusy};
 use crate::plan::{Plan, Planned};
 use crate::record::{PlanRecord, RunRecord};
+use crate::rules::Rules;
 use crate::{Failure, made, registry, resolve, verbs};
 
 /// Runs a recorded run again and compares what every stage gives.
@@ -70,6 +71,7 @@ fn again(record: &PlanRecord, types: &[StageType]) -> Result<Plan, StageError> {
         schedule: None,
         file: record.file.clone(),
         base: record.base.clone(),
+        rules: Rules::default(),
         stages: stages.collect::<Result<_, StageError>>()?,
     })
 }

@@ -12,6 +12,7 @@ use artifact::{CacheRecord, Digest, Doing, Event, Level, ObjectStore, Settings, 
 use crate::begun::{Begun, machine};
 use crate::child::{Job, Said, end_all};
 use crate::plan::Plan;
+use crate::rules::promote;
 
 /// How often the scheduler looks whether it was asked to stop, and whether another run is done with what it waits for.
 const LOOK: Duration = Duration::from_millis(50);
@@ -93,6 +94,10 @@ impl<'a> Run<'a> {
         let (metrics, outputs) = self.metrics_and_outputs();
         let seconds = clock.elapsed().as_secs_f64();
         let run = self.begun.name.clone();
+        if ok {
+            let artifact = |stage: &str| results.iter().find(|result| result.name == stage)?.artifact;
+            promote::apply(&self.plan.rules.promote, self.store, &run, &artifact, &metrics, self.sink);
+        }
         self.sink.emit(Event::RunFinished { ok, run, seconds, stages: results, metrics, outputs: outputs.clone() });
         Ended { ok, interrupted, outputs }
     }

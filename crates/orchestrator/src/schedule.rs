@@ -1,8 +1,15 @@
-//! Schedules, and crontab lines for pipelines that have one.
+//! Schedules: what they may say, and the pipelines that have one: in crontab, as systemd's timers, or in the foreground.
 
-use std::path::Path;
+pub mod act;
+pub mod calendar;
+pub mod foreground;
+pub mod install;
+pub mod systemd;
+
+use std::path::{Path, PathBuf};
 
 use crate::plan::Plan;
+use crate::schedule::calendar::Calendar;
 
 /// Whether cron takes this schedule, and takes it for what it says: five fields, POSIX's and the steps and names that every
 /// cron knows.
@@ -29,19 +36,42 @@ pub fn check(schedule: &str) -> Result<(), String> {
 const NAMES: [&str; 19] =
     ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec", "sun", "mon", "tue", "wed", "thu", "fri", "sat"];
 
-/// A comment and a line for crontab; none for a pipeline without a schedule.
-///
-/// Paths are absolute, since cron starts in the home folder. Two runs of one pipeline never overlap: the second leaves
-/// quietly. Warnings and failures go to the log, and the exit code tells cron.
-pub fn crontab(plan: &Plan, executable: &Path, store: &Path, mirrors: &[String]) -> Option<String> {
-    let schedule = plan.schedule.as_ref()?;
-    let file = plan.file.canonicalize().unwrap_or_else(|_| plan.file.clone());
-    let mirrors: String = mirrors.iter().map(|mirror| format!(" --mirror {}", quoted(mirror))).collect();
-    let log = store.join("runs").join(format!("{}.cron.log", plan.name));
-    let [executable, file, store, log] = [executable, &file, store, &log].map(|path| quoted(&path.to_string_lossy()));
+/// A pipeline that is to run by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Job {
+    /// The pipeline's name.
+    pub name: String,
+    /// Its file, absolute.
+    pub file: PathBuf,
+    /// When it is due.
+    pub calendar: Calendar,
+    /// Program and arguments of a run. Paths are absolute, since cron starts in the home folder. Two runs of one pipeline
+    /// never overlap: the second leaves quietly.
+    pub command: Vec<String>,
+}
+
+impl Job {
+    /// None for a pipeline without a schedule.
+    pub fn new(plan: &Plan, executable: &Path, store: &Path, mirrors: &[String], sets: &[String]) -> Option<Self> {
+        let calendar = Calendar::new(plan.schedule.as_ref()?)?;
+        let file = plan.file.canonicalize().unwrap_or_else(|_| plan.file.clone());
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let mut command = vec![text(executable), "run".into(), text(&file), "--store".into(), text(store)];
+        command.extend(mirrors.iter().flat_map(|mirror| ["--mirror".to_owned(), mirror.clone()]));
+        command.extend(sets.iter().flat_map(|set| ["--set".to_owned(), set.clone()]));
+        command.extend(["--on-busy", "skip", "--quiet"].map(str::to_owned));
+        Some(Self { name: plan.name.clone(), file, calendar, command })
+    }
+}
+
+/// A comment and a line for crontab. Warnings and failures go to the log, and the exit code tells cron.
+pub fn crontab(plan: &Plan, job: &Job, store: &Path) -> String {
     let comment =
         if plan.description.is_empty() { plan.name.clone() } else { format!("{}: {}", plan.name, plan.description.replace('\n', " ")) };
-    Some(format!("# {comment}\n{schedule} {executable} run {file} --store {store}{mirrors} --on-busy skip --quiet >> {log} 2>&1\n"))
+    let schedule = plan.schedule.as_deref().unwrap_or_default();
+    let command: Vec<String> = job.command.iter().map(|word| quoted(word)).collect();
+    let log = quoted(&store.join("runs").join(format!("{}.cron.log", plan.name)).to_string_lossy());
+    format!("# {comment}\n{schedule} {} >> {log} 2>&1\n", command.join(" "))
 }
 
 /// Quoted for the shell, and with `%`, which crontab takes for a line break, escaped.

@@ -1,7 +1,7 @@
 //! What each verb does.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use artifact::event::JsonLines;
@@ -10,14 +10,18 @@ use artifact::{Doing, ObjectStore, Settings, Sink, StageError, durable};
 
 use crate::begun::{Begun, RunLog};
 use crate::busy::Turn;
-use crate::cli::{Cli, Global, GraphFormat, OnBusy, ScheduleVerb, Verb};
+use crate::cli::{Cli, Global, GraphFormat, OnBusy, Verb};
+use crate::openlineage::OpenLineage;
 use crate::pipeline::Pipeline;
 use crate::plan::{Forecast, Plan};
 use crate::render::{self, Summary, Tee};
 use crate::resolve::Meant;
+use crate::rules::alerts::Alarm;
+use crate::rules::secret::Redacting;
 use crate::run::{Options, Run};
 use crate::{
-    Failure, busy, child, diff, gc, graph, log, record, reference, registry, reproduce, resolve, schedule, show, tagging, verify, why,
+    Failure, busy, child, diff, gc, graph, log, manual, record, reference, registry, reproduce, resolve, schedule, show, tagging, verify,
+    why,
 };
 
 /// Does what was asked; the exit code.
@@ -30,20 +34,21 @@ pub fn act(cli: Cli) -> Result<u8, Failure> {
         Verb::Plan(file) => plan(global, &file.file),
         Verb::Status(file) => status(global, &file.file),
         Verb::Show { what, pipeline } => show_verb(global, what.as_deref(), pipeline),
-        Verb::Graph { file, format } => {
-            let plan = load(global, &file.file)?;
-            anstream::print!("{}", if matches!(format, GraphFormat::Text) { graph::text(&plan) } else { graph::mermaid(&plan) });
-            Ok(DONE)
-        }
+        Verb::Graph { file, format } => graph_verb(global, &file.file, *format),
         Verb::Check(file) => {
             let plan = load(global, &file.file)?;
+            if global.json {
+                return print_json(&serde_json::json!({ "type": "check", "ok": true, "file": file.file, "stages": plan.stages.len() }));
+            }
             anstream::println!("{}: {} stages, nothing wrong", file.file.display(), plan.stages.len());
             Ok(DONE)
         }
-        Verb::Stages { uses, markdown } => stages(uses.as_deref(), *markdown),
+        Verb::Completions { shell } => Ok(manual::completions(*shell)),
+        Verb::Man { verb, to } => manual::man(verb.as_deref(), to.as_deref()),
+        Verb::Stages { uses, markdown } => stages(global, uses.as_deref(), *markdown),
         Verb::Schema => print_json(&reference::schema(&registry::stages())),
-        Verb::Schedule { verb: ScheduleVerb::Print { files } } => schedule_print(global, files),
-        Verb::Gc { dry_run } => collect_garbage(global, *dry_run),
+        Verb::Schedule { verb } => schedule::act::act(global, verb),
+        Verb::Gc { keep, older_than, dry_run } => collect_garbage(global, &gc::Policy { keep: *keep, older_than: *older_than }, *dry_run),
         Verb::Diff { a, b, pipeline } => diff::diff(global, a, b, pipeline),
         Verb::Why { stage, file } => why::why(global, &file.file, stage),
         Verb::Reproduce { run } => reproduce::reproduce(global, run),
@@ -95,6 +100,7 @@ pub fn execute(global: &Global, plan: &Plan, force: bool, on_busy: OnBusy, expor
     let settings = settings(global, plan);
     let outside = plan.outside(&settings).map_err(Failure::Asked)?;
     let store = ObjectStore::open(&global.store)?;
+    let alarm = Alarm::new(&plan.rules.alerts, &plan.base).map_err(Failure::Asked)?;
     let stop = stop_flag().doing(|| "installing the signal handlers".into())?;
     let stopped = || stop.load(Ordering::Relaxed);
     let held = match busy::take(&store, &plan.name, on_busy, &stopped)? {
@@ -114,19 +120,27 @@ pub fn execute(global: &Global, plan: &Plan, force: bool, on_busy: OnBusy, expor
     let begun = Begun::new(&store, &plan.name, &stopped)?;
     held.note(&format!("{}, process {}", begun.name, std::process::id()));
     sinks.push(Box::new(RunLog::create(&begun.folder)?));
+    if let Some(target) = global.openlineage.as_deref().filter(|target| !target.is_empty()) {
+        sinks.push(Box::new(OpenLineage::open(target, plan, &store)?));
+    }
     record::PlanRecord::of(plan, &outside)?.write(&begun.folder)?;
     let sink = Tee(sinks);
-    let run = Some(begun.name.clone());
+    let sink = Redacting { secrets: alarm.secrets(), inner: sink };
+    let run = begun.name.clone();
     let ended = Run::new(begun, plan, &outside, &store, &options, &sink, &stop).finish();
     if let Some(folder) = export {
         copy_out(&ended.outputs, folder)?;
+    }
+    drop(sink);
+    if !ended.interrupted {
+        alarm.ring(&store, &run, &stopped)?;
     }
     let code = match (ended.interrupted, ended.ok) {
         (true, _) => INTERRUPTED,
         (false, true) => DONE,
         (false, false) => FAILED,
     };
-    Ok(Executed { code, run })
+    Ok(Executed { code, run: Some(run) })
 }
 
 /// Copies named results to a folder, each under its file's name; what is there already is replaced whole.
@@ -216,8 +230,31 @@ fn verify_verb(global: &Global, dry_run: bool) -> Result<u8, Failure> {
     Ok(if ok { DONE } else { FAILED })
 }
 
-fn stages(uses: Option<&str>, markdown: bool) -> Result<u8, Failure> {
+fn graph_verb(global: &Global, file: &Path, format: GraphFormat) -> Result<u8, Failure> {
+    let plan = load(global, file)?;
+    if global.json {
+        return print_json(&graph::json(&plan));
+    }
+    let drawn = match format {
+        GraphFormat::Text => graph::text(&plan),
+        GraphFormat::Ascii => graph::ascii(&plan),
+        GraphFormat::Mermaid => graph::mermaid(&plan),
+        GraphFormat::Svg => graph::svg(&plan),
+    };
+    anstream::print!("{drawn}");
+    Ok(DONE)
+}
+
+fn stages(global: &Global, uses: Option<&str>, markdown: bool) -> Result<u8, Failure> {
     let types = registry::stages();
+    if global.json && uses.is_none_or(|uses| types.iter().any(|kind| kind.uses == uses)) {
+        let wanted = types.iter().filter(|kind| uses.is_none_or(|uses| kind.uses == uses));
+        let told = wanted.map(|kind| {
+            let schema = (kind.schema)().to_value();
+            serde_json::json!({ "uses": kind.uses, "version": kind.version, "summary": kind.summary, "gives": kind.gives, "schema": schema })
+        });
+        return print_json(&serde_json::json!({ "type": "stages", "stages": told.collect::<Vec<_>>() }));
+    }
     match uses {
         None if markdown => anstream::print!("{}", reference::markdown(&types)),
         None => {
@@ -241,23 +278,9 @@ pub fn print_json(value: &serde_json::Value) -> Result<u8, Failure> {
     Ok(DONE)
 }
 
-fn schedule_print(global: &Global, files: &[PathBuf]) -> Result<u8, Failure> {
-    let executable = std::env::current_exe().doing(|| "finding this executable".into())?;
+fn collect_garbage(global: &Global, policy: &gc::Policy, dry_run: bool) -> Result<u8, Failure> {
     let store = ObjectStore::open(&global.store)?;
-    for file in files {
-        let plan = load(global, file)?;
-        let mirrors = settings(global, &plan).mirrors;
-        match schedule::crontab(&plan, &executable, store.root(), &mirrors) {
-            Some(lines) => anstream::print!("{lines}"),
-            None => anstream::println!("# {}: no `schedule` in {}", plan.name, file.display()),
-        }
-    }
-    Ok(DONE)
-}
-
-fn collect_garbage(global: &Global, dry_run: bool) -> Result<u8, Failure> {
-    let store = ObjectStore::open(&global.store)?;
-    let garbage = gc::collect(&store, dry_run)?;
+    let garbage = gc::collect(&store, policy, dry_run)?;
     if global.json {
         return print_json(&serde_json::json!({ "type": "gc", "dry_run": dry_run, "removed": garbage.removed, "bytes": garbage.bytes }));
     }
