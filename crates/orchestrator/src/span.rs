@@ -11,9 +11,9 @@ const UNITS: [(&str, u64); 5] = [("s", 1), ("m", 60), ("h", 3600), ("d", 86_400)
 /// How to write one.
 pub fn parse(text: &str) -> Result<Duration, String> {
     let how = || format!("`{text}` is no span of time: write a whole number and s, m, h, d or w, such as 30d");
-    let (unit, seconds) = UNITS.iter().find(|(unit, _)| text.ends_with(unit)).ok_or_else(how)?;
-    let number: u64 = text.trim_end_matches(unit).parse().map_err(|_| how())?;
-    number.checked_mul(*seconds).map(Duration::from_secs).ok_or_else(how)
+    let (number, seconds) = UNITS.iter().find_map(|(unit, seconds)| Some((text.strip_suffix(unit)?, *seconds))).ok_or_else(how)?;
+    let number: u64 = number.parse().map_err(|_| how())?;
+    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(how)
 }
 
 #[cfg(test)]
