@@ -3,7 +3,7 @@
 mod ascii;
 mod svg;
 
-pub use ascii::ascii;
+pub use ascii::{ascii, lanes};
 pub use svg::svg;
 
 use crate::plan::Plan;

@@ -9,6 +9,7 @@ mod diff;
 mod folder;
 mod gc;
 mod graph;
+mod live;
 mod log;
 mod made;
 mod manual;

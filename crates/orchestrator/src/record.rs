@@ -187,6 +187,20 @@ fn so_far(folder: &Path) -> Vec<StageResult> {
     over.collect()
 }
 
+/// Seconds that each stage of a pipeline took when it ran last, by the last few runs.
+pub fn durations(store: &ObjectStore, pipeline: &str) -> BTreeMap<String, f64> {
+    const RUNS: usize = 8;
+    let folders = folders(store).unwrap_or_default();
+    let of_this = folders.iter().rev().filter(|folder| begun::pipeline_of(&file_name(folder)) == Some(pipeline));
+    let mut seconds = BTreeMap::new();
+    for run in of_this.take(RUNS).filter_map(|folder| RunRecord::read(store, folder).ok()) {
+        for stage in run.stages.into_iter().filter(|stage| stage.status == Status::Ran) {
+            seconds.entry(stage.name).or_insert(stage.seconds);
+        }
+    }
+    seconds
+}
+
 /// The stages that failed in a run, and what they failed with.
 pub fn failures(folder: &Path) -> BTreeMap<String, StageError> {
     let text = fs::read_to_string(folder.join("events.jsonl")).unwrap_or_default();

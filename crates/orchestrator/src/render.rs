@@ -1,14 +1,14 @@
-//! What people see of a run: bars on a terminal, plain lines elsewhere, a table at the end.
+//! What people see of a run: the live view on a terminal, plain lines elsewhere, a table at the end.
 
-use std::collections::BTreeMap;
 use std::io::IsTerminal;
-use std::sync::Mutex;
 
 use anstyle::{AnsiColor, Style};
 use artifact::event::{StageResult, Status};
-use artifact::{Event, Level, Sink, StageError};
-use indicatif::{HumanBytes, HumanCount, MultiProgress, ProgressBar, ProgressStyle};
+use artifact::{Event, Level, ObjectStore, Sink, StageError};
+use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::live::Live;
+use crate::plan::Plan;
 use crate::usage;
 
 /// One stream to several readers.
@@ -22,10 +22,10 @@ impl Sink for Tee {
     }
 }
 
-/// Bars if standard error is a terminal, else lines; nothing but warnings and failures when quiet.
-pub fn terminal(quiet: bool) -> Box<dyn Sink> {
+/// The live view if standard error is a terminal, else lines; nothing but warnings and failures when quiet.
+pub fn terminal(quiet: bool, plan: &Plan, store: &ObjectStore) -> Box<dyn Sink> {
     match std::io::stderr().is_terminal() && !quiet {
-        true => Box::new(Bars::default()),
+        true => Box::new(Live::new(plan, store)),
         false => Box::new(Lines { quiet }),
     }
 }
@@ -52,7 +52,7 @@ impl Sink for Lines {
 }
 
 /// One event as a line; none for what only a bar shows.
-fn line(event: &Event, quiet: bool) -> Option<String> {
+pub fn line(event: &Event, quiet: bool) -> Option<String> {
     match event {
         Event::Log { stage, level: Level::Warning, message } => Some(format!("{YELLOW}warning{YELLOW:#} {stage}: {message}")),
         Event::StageFailed { stage, error, .. } => Some(failure(stage, error)),
@@ -88,71 +88,8 @@ pub fn failure(stage: &str, error: &StageError) -> String {
     text
 }
 
-/// A bar for each running stage, with finished stages as lines above.
-#[derive(Default)]
-struct Bars {
-    all: MultiProgress,
-    running: Mutex<BTreeMap<String, ProgressBar>>,
-}
-
-impl Bars {
-    fn say(&self, text: &str) {
-        // Bars write past anstream, so what it would have decided (NO_COLOR, --color, TERM) is asked for here.
-        let text = match anstream::AutoStream::choice(&std::io::stderr()) {
-            anstream::ColorChoice::Never => anstream::adapter::strip_str(text).to_string(),
-            _ => text.to_owned(),
-        };
-        // A closed terminal is no failure of the run.
-        let _ = self.all.println(text);
-    }
-}
-
-/// While the total is unknown, and when it is known. All templates are tested.
-const SPINNER: &str = "{spinner} {prefix:<14} {wide_msg} {elapsed}";
-const BAR: &str = "{spinner} {prefix:<14} [{bar:28}] {percent:>3}%  {wide_msg} eta {eta}";
+/// Tested below.
 const BYTES: &str = "{prefix:<14} [{bar:28}] {percent:>3}%  {bytes} of {total_bytes}, {bytes_per_sec}, eta {eta}";
-
-impl Sink for Bars {
-    fn emit(&self, event: Event) {
-        let Ok(mut running) = self.running.lock() else { return };
-        match &event {
-            Event::StageStarted { stage, .. } => {
-                let bar = self.all.add(ProgressBar::new_spinner()).with_prefix(stage.clone());
-                if let Ok(style) = ProgressStyle::with_template(SPINNER) {
-                    bar.set_style(style);
-                }
-                bar.enable_steady_tick(std::time::Duration::from_millis(120));
-                running.insert(stage.clone(), bar);
-            }
-            Event::Progress { stage, label, done, total, unit } => {
-                let Some(bar) = running.get(stage) else { return };
-                let amount = |count: u64| if unit == "bytes" { HumanBytes(count).to_string() } else { HumanCount(count).to_string() };
-                if let Some(total) = total.filter(|total| *total > 0) {
-                    if bar.length() != Some(total) || bar.position() > *done {
-                        bar.reset_eta();
-                        bar.set_length(total);
-                        ProgressStyle::with_template(BAR).into_iter().for_each(|style| bar.set_style(style.progress_chars("━╸─")));
-                    }
-                    bar.set_message(format!("{label}: {} of {} {unit}", amount(*done), amount(total)));
-                } else {
-                    bar.set_message(format!("{label}: {} {unit}", amount(*done)));
-                }
-                bar.set_position(*done);
-            }
-            Event::StageFinished { stage, .. } | Event::StageFailed { stage, .. } => {
-                if let Some(bar) = running.remove(stage) {
-                    bar.finish_and_clear();
-                }
-            }
-            Event::RunFinished { .. } => running.values().for_each(ProgressBar::finish_and_clear),
-            _ => {}
-        }
-        match event {
-            Event::StageStarted { .. } => {}
-            event => line(&event, false).into_iter().for_each(|line| self.say(&line)),
-        }
-    }
-}
 
 /// A bar over bytes, on standard error if that is a terminal.
 pub fn bytes_bar(prefix: &'static str) -> ProgressBar {
@@ -220,9 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_bar_templates_are_valid() {
-        ProgressStyle::with_template(SPINNER).unwrap();
-        ProgressStyle::with_template(BAR).unwrap();
+    fn the_bar_template_is_valid() {
         ProgressStyle::with_template(BYTES).unwrap();
     }
 

@@ -112,7 +112,7 @@ pub fn execute(global: &Global, plan: &Plan, force: bool, on_busy: OnBusy, expor
     let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
     match global.json {
         true => sinks.push(Box::new(JsonLines::new(std::io::stdout()))),
-        false => sinks.push(render::terminal(global.quiet)),
+        false => sinks.push(render::terminal(global.quiet, plan, &store)),
     }
     if !global.json && !global.quiet {
         sinks.push(Box::new(Summary));

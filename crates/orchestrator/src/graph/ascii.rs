@@ -11,6 +11,17 @@ use crate::plan::Plan;
 
 /// The whole drawing, ending in a line break.
 pub fn ascii(plan: &Plan) -> String {
+    let rows = lanes(plan);
+    let width = rows.iter().map(String::len).max().unwrap_or_default();
+    let names = plan.stages.iter().map(|stage| stage.name.len()).max().unwrap_or_default();
+    let lines = rows.iter().zip(&plan.stages);
+    lines
+        .map(|(row, stage)| format!("{row:<width$}   {:<names$}  {} -> {}\n", stage.name, stage.stage.uses(), stage.stage.gives()))
+        .collect()
+}
+
+/// Each stage's line, without its name.
+pub fn lanes(plan: &Plan) -> Vec<String> {
     let last = last_takers(plan);
     let mut lanes: Vec<Option<usize>> = Vec::new();
     let mut rows = Vec::new();
@@ -25,12 +36,7 @@ pub fn ascii(plan: &Plan) -> String {
         closing.iter().for_each(|lane| lanes[*lane] = None);
         lanes[own] = last[index].map(|_| index);
     }
-    let width = rows.iter().map(String::len).max().unwrap_or_default();
-    let names = plan.stages.iter().map(|stage| stage.name.len()).max().unwrap_or_default();
-    let lines = rows.iter().zip(&plan.stages);
-    lines
-        .map(|(row, stage)| format!("{row:<width$}   {:<names$}  {} -> {}\n", stage.name, stage.stage.uses(), stage.stage.gives()))
-        .collect()
+    rows
 }
 
 /// The last stage that takes from each; none where nobody does.

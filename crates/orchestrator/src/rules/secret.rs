@@ -126,7 +126,7 @@ mod tests {
         sink.emit(log("nothing"));
         assert_eq!(sink.inner.take(), [log("it is ***, ***"), log("nothing")]);
         assert_eq!(secrets.redact("x pass\"word\\1"), "x ***");
-        assert_eq!(format!("{secrets:?}"), "Secrets([***])");
+        assert_eq!(format!("{secrets:?}"), "Secrets([***, ***])");
     }
 
     #[test]
