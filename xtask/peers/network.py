@@ -58,7 +58,8 @@ def layer(text, shape):
         groups = c if kind == "depthwise" else number("groups")
         rows, columns = map(int, size.split("x"))
         stride, dilation = number("stride"), number("dilation")
-        padding = "same" if "same" in words and stride == 1 else rows // 2 if "same" in words else 0
+        # Numbers, not "same": ONNX Runtime has no dilation beside that.
+        padding = ((rows - 1) * dilation // 2, (columns - 1) * dilation // 2) if "same" in words else 0
         module = nn.Conv2d(c, filters, (rows, columns), stride=stride, padding=padding, dilation=dilation, groups=groups)
     elif kind == "pool":
         module = nn.MaxPool2d(int(words[0]))

@@ -411,9 +411,6 @@ impl Conv {
     ) {
         let images = self.as_floats(input, &mut scratch.image);
         depthwise::forward(self, layer.weights, layer.bias, images, rows, results.output);
-        if self.activation == Activation::Relu {
-            self.activation.apply(results.output);
-        }
         self.activate(results);
     }
 

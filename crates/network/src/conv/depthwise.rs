@@ -4,12 +4,16 @@
 use std::ops::Range;
 
 use super::Conv;
-use crate::simd::{for_each_level, multiply_add};
+use crate::{
+    layer::Activation,
+    simd::{for_each_level, multiply_add},
+};
 
-/// Channels that are computed at once.
+/// Channels that are computed at once, and neighbouring outputs.
 const LANES: usize = 16;
+const PIXELS: usize = 4;
 
-/// Outputs of these rows of some images without borders; activations are left to the caller. `weights` is `[rows, columns, channels]`.
+/// Outputs of these rows of some images without borders. Activations other than ReLU are left to the caller. `weights` is `[rows, columns, channels]`.
 pub(super) fn forward(conv: &Conv, weights: &[f32], bias: &[f32], images: &[f32], rows: Range<usize>, output: &mut [f32]) {
     let per_image = rows.len() * conv.out_width * conv.channels;
     for (image, output) in images.chunks_exact(conv.input_len()).zip(output.chunks_exact_mut(per_image.max(1))) {
@@ -60,38 +64,70 @@ fn source<'a>(conv: &Conv, image: &'a [f32], y: usize, row: usize) -> &'a [f32] 
 
 for_each_level! {
     fn output_line(conv: &Conv, weights: &[f32], bias: &[f32], image: &[f32], y: usize, out: &mut [f32]) {
-        let channels = conv.channels;
-        let whole = channels / LANES * LANES;
-        let rows = taps(conv.rows, conv.height, y * conv.stride, conv.top, conv.dilation);
-        for (x, out) in out.chunks_exact_mut(channels).enumerate() {
-            let columns = taps(conv.columns, conv.width, x * conv.stride, conv.left, conv.dilation);
-            for first in (0..whole).step_by(LANES) {
-                let mut sums = lanes(bias, first);
-                for row in rows.clone() {
-                    let line = (y * conv.stride + row * conv.dilation - conv.top) * conv.width;
-                    for column in columns.clone() {
-                        let pixel = (line + x * conv.stride + column * conv.dilation - conv.left) * channels;
-                        let values = lanes(image, pixel + first);
-                        let factors = lanes(weights, (row * conv.columns + column) * channels + first);
-                        for i in 0..LANES {
-                            sums[i] = multiply_add::<FMA>(values[i], factors[i], sums[i]);
-                        }
-                    }
-                }
-                out[first..first + LANES].copy_from_slice(&sums);
-            }
-            for channel in whole..channels {
-                let mut sum = bias[channel];
-                for row in rows.clone() {
-                    let line = (y * conv.stride + row * conv.dilation - conv.top) * conv.width;
-                    for column in columns.clone() {
-                        let pixel = (line + x * conv.stride + column * conv.dilation - conv.left) * channels;
-                        sum = multiply_add::<FMA>(image[pixel + channel], weights[(row * conv.columns + column) * channels + channel], sum);
-                    }
-                }
-                out[channel] = sum;
+        // The outputs that see all columns of taps.
+        let reach = (conv.columns - 1) * conv.dilation;
+        let inside = conv.left.div_ceil(conv.stride)..(conv.width + conv.left).saturating_sub(reach).div_ceil(conv.stride).min(conv.out_width);
+        let mut x = 0;
+        while x < conv.out_width {
+            let out = &mut out[x * conv.channels..];
+            if inside.contains(&x) && x + PIXELS <= inside.end {
+                outputs_at::<FMA, PIXELS>(conv, weights, bias, image, (y, x), out);
+                x += PIXELS;
+            } else {
+                outputs_at::<FMA, 1>(conv, weights, bias, image, (y, x), out);
+                x += 1;
             }
         }
+    }
+}
+
+/// The outputs of neighbours that see the same taps: a weight is read once for all of them. Each output sums its taps up in the same order,
+/// however many come with it.
+#[inline(always)]
+fn outputs_at<const FMA: bool, const N: usize>(
+    conv: &Conv,
+    weights: &[f32],
+    bias: &[f32],
+    image: &[f32],
+    (y, x): (usize, usize),
+    out: &mut [f32],
+) {
+    let channels = conv.channels;
+    let whole = channels / LANES * LANES;
+    let rows = taps(conv.rows, conv.height, y * conv.stride, conv.top, conv.dilation);
+    let columns = taps(conv.columns, conv.width, x * conv.stride, conv.left, conv.dilation);
+    let pixel = |row: usize, column: usize| {
+        let line = (y * conv.stride + row * conv.dilation - conv.top) * conv.width;
+        (line + x * conv.stride + column * conv.dilation - conv.left) * channels
+    };
+    let finish = |sum: f32| if conv.activation == Activation::Relu && 0.0 > sum { 0.0 } else { sum };
+    for first in (0..whole).step_by(LANES) {
+        let mut sums = [lanes(bias, first); N];
+        for row in rows.clone() {
+            for column in columns.clone() {
+                let factors = lanes(weights, (row * conv.columns + column) * channels + first);
+                let from = &image[pixel(row, column) + first..];
+                for (n, sums) in sums.iter_mut().enumerate() {
+                    let values = lanes(from, n * conv.stride * channels);
+                    for i in 0..LANES {
+                        sums[i] = multiply_add::<FMA>(values[i], factors[i], sums[i]);
+                    }
+                }
+            }
+        }
+        for (n, sums) in sums.iter().enumerate() {
+            out[n * channels + first..][..LANES].copy_from_slice(&sums.map(finish));
+        }
+    }
+    for (n, channel) in (0..N).flat_map(|n| (whole..channels).map(move |channel| (n, channel))) {
+        let mut sum = bias[channel];
+        for row in rows.clone() {
+            for column in columns.clone() {
+                let value = image[pixel(row, column) + n * conv.stride * channels + channel];
+                sum = multiply_add::<FMA>(value, weights[(row * conv.columns + column) * channels + channel], sum);
+            }
+        }
+        out[n * channels + channel] = finish(sum);
     }
 }
 
@@ -164,7 +200,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::layer::{Activation, Axes, Convolution, Padding};
+    use crate::layer::{Axes, Convolution, Padding};
 
     fn numbers(count: usize, seed: u64) -> Vec<f32> {
         let mut draw = crate::init::uniform(seed, 1);
