@@ -76,7 +76,8 @@ impl From<StageError> for Failure {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let json = cli.global.json;
+    // What `run` prints are the events of a run: of one that never began, there are none.
+    let json = cli.global.json && !matches!(cli.verb, cli::Verb::Run { .. });
     match cli.global.color {
         Color::Auto => {}
         Color::Always => anstream::ColorChoice::Always.write_global(),
