@@ -43,17 +43,18 @@ impl ConfigProblem {
 /// # Errors
 /// Every problem found: unknown keys, wrong types, missing keys, and, where the types fit, what [`Stage::check`] says.
 pub fn parse<S: Stage>(table: Spanned<DeTable<'_>>) -> Result<S, Vec<ConfigProblem>> {
-    let whole = table.clone();
-    let mut left = table;
+    let Ok(stage) = S::deserialize(Deserializer::from(table.clone())) else { return Err(type_problems::<S>(table)) };
+    let mut problems = stage.check();
+    problems.iter_mut().for_each(|problem| problem.span = problem.span.take().or_else(|| span_of(&table, &problem.path)));
+    if problems.is_empty() { Ok(stage) } else { Err(problems) }
+}
+
+/// What keeps a table from being this config.
+fn type_problems<S: Stage>(mut left: Spanned<DeTable<'_>>) -> Vec<ConfigProblem> {
     let mut problems = missing_keys::<S>(&left);
     loop {
         match S::deserialize(Deserializer::from(left.clone())) {
-            Ok(stage) if problems.is_empty() => {
-                problems = stage.check();
-                problems.iter_mut().for_each(|problem| problem.span = problem.span.take().or_else(|| span_of(&whole, &problem.path)));
-                return if problems.is_empty() { Ok(stage) } else { Err(problems) };
-            }
-            Ok(_) => return Err(problems),
+            Ok(_) => return problems,
             Err(error) => {
                 let key = error.span().and_then(|span| key_around(left.get_ref(), &span));
                 let Some(key) = key else {
@@ -66,7 +67,7 @@ pub fn parse<S: Stage>(table: Spanned<DeTable<'_>>) -> Result<S, Vec<ConfigProbl
                             help: None,
                         });
                     }
-                    return Err(problems);
+                    return problems;
                 };
                 problems.push(describe::<S>(&key, left.get_ref(), &error));
                 left.get_mut().remove(key.as_str());

@@ -1,6 +1,6 @@
 //! Temporary place, sync, rename: the one way to write what must last.
 //!
-//! After any of these returns, the new content survives a power cut; before, the old content (or nothing) is what a
+//! After any of these returns (but for [`replace_file`]), the new content survives a power cut; before, the old content (or nothing) is what a
 //! reader sees. There is no state between.
 
 use std::fs::{self, File};
@@ -24,11 +24,20 @@ pub fn temporary_sibling(path: &Path) -> PathBuf {
 /// # Errors
 /// When the folder is missing or not writable, or the disk is full; the old content is then untouched.
 pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace_file(path, bytes)?;
+    sync_folder(path.parent().unwrap_or(Path::new(".")))
+}
+
+/// As [`write_file`], but for the last step: until its folder is synced, a power cut may bring the old content back.
+///
+/// # Errors
+/// As there.
+pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = temporary_sibling(path);
     let written = File::create_new(&temporary).and_then(|mut file| {
         file.write_all(bytes)?;
         file.sync_all()?;
-        rename(&temporary, path)
+        fs::rename(&temporary, path)
     });
     if written.is_err() {
         // The error that matters is the first one.

@@ -15,6 +15,9 @@ use crate::{Digest, Doing, StageError, durable};
 /// The manifest's file name within an artifact.
 pub const FILE_NAME: &str = "artifact.json";
 
+/// From so many files on, they are digested side by side.
+const PARALLEL_FROM_FILES: usize = 32;
+
 /// What an artifact is; stages declare which kinds they take and which they give.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -213,16 +216,18 @@ fn entries(dir: &Path) -> Result<Vec<FileEntry>, StageError> {
     let mut paths = Vec::new();
     list(dir, "", &mut paths)?;
     paths.sort();
-    paths
-        .into_par_iter()
-        .filter(|path| path != FILE_NAME)
-        .map(|path| {
-            let file = dir.join(&path);
-            let reading = || format!("digesting {}", file.display());
-            let bytes = fs::metadata(&file).doing(reading)?.len();
-            Ok(FileEntry { digest: Digest::of_file(&file).doing(reading)?, bytes, path })
-        })
-        .collect()
+    paths.retain(|path| path != FILE_NAME);
+    let digested = |path: String| {
+        let file = dir.join(&path);
+        let reading = || format!("digesting {}", file.display());
+        let bytes = fs::metadata(&file).doing(reading)?.len();
+        Ok(FileEntry { digest: Digest::of_file(&file).doing(reading)?, bytes, path })
+    };
+    // To start a pool of threads takes longer than to read a few files; one that is large is hashed on all cores by itself.
+    match paths.len() < PARALLEL_FROM_FILES {
+        true => paths.into_iter().map(digested).collect(),
+        false => paths.into_par_iter().map(digested).collect(),
+    }
 }
 
 fn list(dir: &Path, prefix: &str, paths: &mut Vec<String>) -> Result<(), StageError> {

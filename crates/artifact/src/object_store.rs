@@ -12,6 +12,7 @@
 //! STORE/locks/NAME.lock         flock'ed while held; a dead holder's lock is free by itself
 //! ```
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -118,7 +119,8 @@ impl ObjectStore {
         self.root.join("damaged")
     }
 
-    /// Moves a sealed directory into `objects/`. When the same artifact is there already, that one stays.
+    /// Moves a sealed directory into `objects/`. When the same artifact is there already, that one stays. What it holds is
+    /// on disk; that it lies there is so with [`Self::remember`], which is told of it next.
     ///
     /// # Errors
     /// When the directory is not sealed or cannot be moved.
@@ -126,14 +128,12 @@ impl ObjectStore {
         let manifest = Manifest::read(sealed)?;
         let target = self.object(&manifest.digest);
         let parent = target.parent().unwrap_or(&self.root);
-        fs::create_dir_all(parent)
-            .and_then(|()| durable::sync_folder(&self.root.join("objects")))
-            .doing(|| format!("making {}", parent.display()))?;
+        fs::create_dir_all(parent).doing(|| format!("making {}", parent.display()))?;
         if target.join(manifest::FILE_NAME).is_file() {
             remove_tree(sealed).doing(|| format!("removing {}", sealed.display()))?;
             return Ok(manifest);
         }
-        match durable::rename(sealed, &target) {
+        match fs::rename(sealed, &target) {
             // Another run published the same artifact in this instant: equal by content, so theirs will do.
             Err(_) if target.join(manifest::FILE_NAME).is_file() => {
                 remove_tree(sealed).doing(|| format!("removing {}", sealed.display()))?
@@ -152,7 +152,8 @@ impl ObjectStore {
         self.object(&record.artifact).join(manifest::FILE_NAME).is_file().then_some(record)
     }
 
-    /// Remembers which artifact a key gave.
+    /// Remembers which artifact a key gave. Survives a power cut once [`Self::settle`] was called: until then the artifact or
+    /// its record may be missing, never one that is damaged, and the stage would run again.
     ///
     /// # Errors
     /// When the record cannot be written.
@@ -163,7 +164,20 @@ impl ObjectStore {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).doing(doing)?;
         }
-        durable::write_file(&path, &text).doing(doing)
+        durable::replace_file(&path, &text).doing(doing)
+    }
+
+    /// Makes these records, and where their artifacts lie, survive a power cut. One call for many short stages: each sync of
+    /// a folder makes the file system write its journal.
+    ///
+    /// # Errors
+    /// As `fsync`.
+    pub fn settle(&self, records: &[(Digest, Digest)]) -> Result<(), StageError> {
+        let places = records.iter().flat_map(|(key, artifact)| [self.object(artifact), self.cache_path(key)]);
+        // The folder of a shard, and the one that holds all shards.
+        let folders: BTreeSet<PathBuf> =
+            places.flat_map(|path| path.ancestors().skip(1).take(2).map(Path::to_owned).collect::<Vec<_>>()).collect();
+        folders.iter().try_for_each(|folder| durable::sync_folder(folder).doing(|| format!("syncing {}", folder.display())))
     }
 
     /// Where the record of a key lies.

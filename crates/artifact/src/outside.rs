@@ -94,17 +94,26 @@ pub fn digest(files: &[Found], settings: &Settings) -> Result<Digest, StageError
     Ok(whole(files, &digests))
 }
 
+/// Fewer files than these are not worth starting a pool of threads for.
+const PARALLEL_FROM_FILES: usize = 64;
+
+/// What `one` gives for each file, in order, on all cores where that pays.
+fn each<T: Send>(files: &[Found], one: impl Fn(usize, &Found) -> Result<T, StageError> + Sync) -> Result<Vec<T>, StageError> {
+    match files.len() < PARALLEL_FROM_FILES {
+        true => files.iter().enumerate().map(|(index, file)| one(index, file)).collect(),
+        false => collect_in_order(files.par_iter().enumerate().with_min_len(16).map(|(index, file)| one(index, file))),
+    }
+}
+
 fn stamps(files: &[Found]) -> Result<Vec<Stamp>, StageError> {
-    let looking = |path: &Path| format!("looking at {}", path.display());
-    collect_in_order(files.par_iter().with_min_len(64).map(|(_, path)| Stamp::of(path).doing(|| looking(path))))
+    each(files, |_, (_, path)| Stamp::of(path).doing(|| format!("looking at {}", path.display())))
 }
 
 fn digests(files: &[Found], stamps: &[Stamp], known: &Known) -> Result<Vec<Digest>, StageError> {
-    let one = |(index, (name, path)): (usize, &Found)| match known.digest(index, name, &stamps[index]) {
+    each(files, |index, (name, path)| match known.digest(index, name, &stamps[index]) {
         Some(digest) => Ok(digest),
         None => content(path, &stamps[index]).doing(|| format!("reading {}", path.display())),
-    };
-    collect_in_order(files.par_iter().enumerate().with_min_len(16).map(one))
+    })
 }
 
 /// Below this many bytes a file is read in one piece.

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use artifact::event::Status;
 use artifact::object_store::Lock;
 use artifact::{Doing, Event, ObjectStore, Sink, StageError, durable};
 
@@ -109,9 +110,13 @@ impl Sink for RunLog {
     fn emit(&self, event: Event) {
         let (Ok(mut file), Ok(line)) = (self.file.lock(), serde_json::to_string(&event)) else { return };
         let _ = writeln!(file, "{line}");
-        if matches!(event, Event::RunFinished { .. }) {
-            let _ = file.sync_data();
-            let _ = durable::write_file(&self.folder.join("run.json"), line.as_bytes());
+        if let Event::RunFinished { stages, .. } = &event {
+            let path = self.folder.join("run.json");
+            // A run that had nothing to do is not worth waiting for the disk.
+            let _ = match stages.iter().all(|stage| stage.status == Status::Cached) {
+                true => fs::write(path, line),
+                false => file.sync_data().and_then(|()| durable::write_file(&path, line.as_bytes())),
+            };
         }
     }
 }

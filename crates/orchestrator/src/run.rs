@@ -17,6 +17,9 @@ use crate::rules::promote;
 /// How often the scheduler looks whether it was asked to stop, and whether another run is done with what it waits for.
 const LOOK: Duration = Duration::from_millis(50);
 
+/// What took less than this is cheap to make again: its folders are synced with others', at the end of the run.
+const SETTLE_FROM_SECONDS: f64 = 1.0;
+
 /// What a run may do.
 pub struct Options {
     /// Stages at once.
@@ -52,6 +55,10 @@ pub struct Run<'a> {
     machine: String,
     said: Sender<Said>,
     hears: Receiver<Said>,
+    /// The artifact of each stage that has one.
+    artifacts: Vec<Option<Digest>>,
+    /// Keys and artifacts that a power cut may still take.
+    unsettled: Vec<(Digest, Digest)>,
 }
 
 enum State {
@@ -79,7 +86,9 @@ impl<'a> Run<'a> {
         let states = plan.stages.iter().map(|_| State::Waiting).collect();
         let facts = vec![(None, None); plan.stages.len()];
         let (said, hears) = channel();
-        Self { begun, plan, outside, store, options, sink, stop, states, facts, machine: machine(), said, hears }
+        let artifacts = vec![None; plan.stages.len()];
+        let unsettled = Vec::new();
+        Self { begun, plan, outside, store, options, sink, stop, states, facts, machine: machine(), said, hears, artifacts, unsettled }
     }
 
     /// Runs to the end; tells everything through the sink, `run_finished` last. Whatever fails is a stage's failure.
@@ -88,6 +97,7 @@ impl<'a> Run<'a> {
         let stages = self.plan.stages.iter().map(|stage| stage.name.clone()).collect();
         self.sink.emit(Event::RunStarted { run: self.begun.name.clone(), pipeline: self.plan.name.clone(), stages });
         self.work();
+        self.settle_all();
         let interrupted = self.stop.load(Ordering::Relaxed);
         let results: Vec<StageResult> = self.results();
         let ok = results.iter().all(|result| matches!(result.status, Status::Ran | Status::Cached));
@@ -143,7 +153,7 @@ impl<'a> Run<'a> {
             self.states[index] = State::Done { status: Status::Skipped, seconds: 0.0, record: None };
             return;
         }
-        match self.plan.key(index, &self.artifacts(), self.outside[index]) {
+        match self.plan.key(index, &self.artifacts, self.outside[index]) {
             Ok(None) => {}
             Ok(Some(key)) => {
                 self.facts[index].0 = Some(key);
@@ -159,7 +169,7 @@ impl<'a> Run<'a> {
         let Some(record) = self.store.lookup(key).filter(|_| !self.options.force) else { return false };
         let stage = self.plan.stages[index].name.clone();
         self.sink.emit(Event::StageFinished { stage, status: Status::Cached, seconds: 0.0, artifact: Some(record.artifact), usage: None });
-        self.states[index] = State::Done { status: Status::Cached, seconds: 0.0, record: Some(record) };
+        self.done(index, Status::Cached, 0.0, record);
         true
     }
 
@@ -194,8 +204,7 @@ impl<'a> Run<'a> {
     fn start(&self, index: usize, key: Digest, only: Lock) -> Result<Job, StageError> {
         let planned = &self.plan.stages[index];
         let name = &planned.name;
-        let artifacts = self.artifacts();
-        let object = |from: &usize| artifacts[*from].map(|digest| self.store.object(&digest)).unwrap_or_default();
+        let object = |from: &usize| self.artifacts[*from].map(|digest| self.store.object(&digest)).unwrap_or_default();
         let spec = StageSpec {
             name: name.clone(),
             uses: planned.stage.uses().to_owned(),
@@ -226,14 +235,9 @@ impl<'a> Run<'a> {
         match ended.and_then(|()| self.keep(index, &job, seconds)) {
             Ok(record) => {
                 let stage = self.plan.stages[index].name.clone();
-                self.sink.emit(Event::StageFinished {
-                    stage,
-                    status: Status::Ran,
-                    seconds,
-                    artifact: Some(record.artifact),
-                    usage: job.usage,
-                });
-                self.states[index] = State::Done { status: Status::Ran, seconds, record: Some(record) };
+                let (artifact, usage) = (Some(record.artifact), job.usage);
+                self.sink.emit(Event::StageFinished { stage, status: Status::Ran, seconds, artifact, usage });
+                self.done(index, Status::Ran, seconds, record);
             }
             Err(error) => {
                 let _ = remove_tree(&job.staging);
@@ -243,7 +247,7 @@ impl<'a> Run<'a> {
     }
 
     /// Publishes a sealed output and remembers it.
-    fn keep(&self, index: usize, job: &Job, seconds: f64) -> Result<CacheRecord, StageError> {
+    fn keep(&mut self, index: usize, job: &Job, seconds: f64) -> Result<CacheRecord, StageError> {
         let manifest = self.store.publish(&job.staging)?;
         let record = CacheRecord {
             artifact: manifest.digest,
@@ -257,8 +261,25 @@ impl<'a> Run<'a> {
             outputs: manifest.outcome.outputs,
         };
         self.store.remember(&job.key, &record)?;
+        self.unsettled.push((job.key, record.artifact));
+        if seconds >= SETTLE_FROM_SECONDS {
+            self.store.settle(&std::mem::take(&mut self.unsettled))?;
+        }
         let _ = remove_tree(&job.scratch);
         Ok(record)
+    }
+
+    fn done(&mut self, index: usize, status: Status, seconds: f64, record: CacheRecord) {
+        self.artifacts[index] = Some(record.artifact);
+        self.states[index] = State::Done { status, seconds, record: Some(record) };
+    }
+
+    /// At the end, what short stages made.
+    fn settle_all(&mut self) {
+        if let Err(error) = self.store.settle(&std::mem::take(&mut self.unsettled)) {
+            let message = format!("what was made may not survive a power cut: {error}");
+            self.sink.emit(Event::Log { stage: self.plan.name.clone(), level: Level::Warning, message });
+        }
     }
 
     fn failed(&mut self, index: usize, error: StageError, seconds: f64) {
@@ -281,17 +302,13 @@ impl<'a> Run<'a> {
         self.states.iter().filter_map(|state| if let State::Running(job) = state { Some(&**job) } else { None })
     }
 
-    fn artifacts(&self) -> Vec<Option<Digest>> {
-        self.states.iter().map(State::artifact).collect()
-    }
-
     fn results(&self) -> Vec<StageResult> {
-        let stages = self.plan.stages.iter().zip(&self.states).zip(&self.facts);
+        let stages = self.plan.stages.iter().zip(&self.states).zip(&self.artifacts).zip(&self.facts);
         stages
-            .map(|((stage, state), (key, usage))| {
+            .map(|(((stage, state), artifact), (key, usage))| {
                 let (status, seconds) =
                     if let State::Done { status, seconds, .. } = state { (*status, *seconds) } else { (Status::Skipped, 0.0) };
-                StageResult { name: stage.name.clone(), status, seconds, artifact: state.artifact(), key: *key, usage: *usage }
+                StageResult { name: stage.name.clone(), status, seconds, artifact: *artifact, key: *key, usage: *usage }
             })
             .collect()
     }
@@ -307,11 +324,5 @@ impl<'a> Run<'a> {
             }
         }
         (metrics, outputs)
-    }
-}
-
-impl State {
-    fn artifact(&self) -> Option<Digest> {
-        if let Self::Done { record: Some(record), .. } = self { Some(record.artifact) } else { None }
     }
 }
