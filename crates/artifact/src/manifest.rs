@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{Digest, Doing, StageError, durable};
+use crate::{Digest, Doing, StageError, collect_in_order, durable};
 
 /// The manifest's file name within an artifact.
 pub const FILE_NAME: &str = "artifact.json";
@@ -226,7 +226,7 @@ fn entries(dir: &Path) -> Result<Vec<FileEntry>, StageError> {
     // To start a pool of threads takes longer than to read a few files; one that is large is hashed on all cores by itself.
     match paths.len() < PARALLEL_FROM_FILES {
         true => paths.into_iter().map(digested).collect(),
-        false => paths.into_par_iter().map(digested).collect(),
+        false => collect_in_order(paths.into_par_iter().map(digested)),
     }
 }
 

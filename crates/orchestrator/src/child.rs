@@ -13,7 +13,7 @@ use artifact::object_store::{Lock, remove_tree};
 use artifact::{Digest, Doing, Event, Level, StageError, StageSpec};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, getppid, kill_process_group, set_parent_process_death_signal, waitid};
 
-use crate::usage;
+use crate::{memory, render, usage};
 
 /// How long a stage may take to end after it was asked to; then it is killed.
 const GRACE: Duration = Duration::from_secs(10);
@@ -33,6 +33,8 @@ pub enum Said {
 
 /// A stage at work.
 pub struct Job {
+    /// Its place in the plan.
+    pub index: usize,
     /// Its cache key.
     pub key: Digest,
     /// Where it makes its artifact.
@@ -48,8 +50,33 @@ pub struct Job {
     clock: Instant,
     child: Child,
     log: PathBuf,
-    /// Held while it works: no other run makes the same at the same time, or writes to its scratch folder.
-    _only: Lock,
+    limits: Limits,
+    /// Since when it is being ended, and why.
+    ending: Option<(Instant, StageError)>,
+    /// Held while it works: no other run makes the same at the same time, or writes to its scratch folder; nor uses what it
+    /// asks to have for itself.
+    _locks: Vec<Lock>,
+}
+
+/// What a stage's process may take.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Limits {
+    /// Threads that it computes with, where it declares them.
+    pub cores: Option<usize>,
+    /// Bytes of memory.
+    pub memory: Option<u64>,
+    /// Time.
+    pub timeout: Option<Duration>,
+}
+
+/// Where a job is in its run: its place in the plan, the run's folder, and who listens.
+pub struct Place<'a> {
+    /// In the plan.
+    pub index: usize,
+    /// The run's.
+    pub folder: &'a Path,
+    /// What it says goes there.
+    pub said: Sender<Said>,
 }
 
 impl Job {
@@ -57,8 +84,9 @@ impl Job {
     ///
     /// # Errors
     /// When its spec or log cannot be written, or no process can be had.
-    pub fn start(spec: StageSpec, key: Digest, only: Lock, folder: &Path, index: usize, said: Sender<Said>) -> Result<Self, StageError> {
+    pub fn start(spec: StageSpec, key: Digest, locks: Vec<Lock>, limits: Limits, place: Place<'_>) -> Result<Self, StageError> {
         let name = &spec.name;
+        let Place { index, folder, said } = place;
         // No stage's name holds a dot: none of these is `run.json` or `events.jsonl`.
         let (spec_file, log) = (folder.join(format!("{name}.spec.json")), folder.join(format!("{name}.log")));
         let writing = || format!("writing {}", spec_file.display());
@@ -66,6 +94,14 @@ impl Job {
         let stderr = File::create(&log).doing(|| format!("creating {}", log.display()))?;
         let mut command = Command::new(THIS_EXECUTABLE);
         command.arg("stage").arg(&spec_file).arg("--parent").arg(std::process::id().to_string());
+        if let Some(bytes) = limits.memory {
+            command.arg("--memory").arg(bytes.to_string());
+        }
+        if let Some(cores) = limits.cores {
+            for name in ["RAYON_NUM_THREADS", "OMP_NUM_THREADS", "EPISTEME_CORES"] {
+                command.env(name, cores.to_string());
+            }
+        }
         // A group of its own: what a stage starts is ended with it.
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr).process_group(0);
         let mut child = command.spawn().doing(|| format!("starting a process for `{name}`"))?;
@@ -75,6 +111,7 @@ impl Job {
         }
         let scratch = spec.settings.scratch.unwrap_or_default();
         Ok(Self {
+            index,
             key,
             staging: spec.output,
             scratch,
@@ -84,7 +121,9 @@ impl Job {
             clock: Instant::now(),
             child,
             log,
-            _only: only,
+            limits,
+            ending: None,
+            _locks: locks,
         })
     }
 
@@ -101,11 +140,42 @@ impl Job {
         self.end_group();
         let (status, usage) = usage::reap(&mut self.child).doing(|| "waiting for the stage's process".into())?;
         self.usage = Some(usage);
+        if let Some((_, error)) = self.ending.take() {
+            return Err(error);
+        }
         match (self.error.take(), status.success()) {
             (Some(error), _) => Err(self.with_log(error)),
             (None, true) => Ok(()),
             (None, false) => Err(self.died(status)),
         }
+    }
+
+    /// Looks whether it keeps within its limits; ends it if it does not. To be called again and again.
+    pub fn watch(&mut self) {
+        match &self.ending {
+            Some((since, _)) if since.elapsed() >= GRACE => signal(&self.child, Signal::KILL),
+            Some(_) => {}
+            None => {
+                if let Some(error) = self.excess() {
+                    signal(&self.child, Signal::TERM);
+                    self.ending = Some((Instant::now(), error));
+                }
+            }
+        }
+    }
+
+    /// What it takes too much of.
+    fn excess(&self) -> Option<StageError> {
+        if let Some(timeout) = self.limits.timeout.filter(|timeout| self.clock.elapsed() > *timeout) {
+            let error = StageError::new(format!("it took longer than its `timeout` of {}", render::duration(timeout.as_secs_f64())));
+            return Some(self.with_log(error).help("raise `timeout`, or find out what it waits for"));
+        }
+        let limit = self.limits.memory?;
+        let taken = pid(&self.child).map_or(0, memory::of_group);
+        (taken > limit).then(|| {
+            let (taken, limit) = (indicatif::HumanBytes(taken), indicatif::HumanBytes(limit));
+            self.with_log(StageError::new(format!("it took {taken} of memory, more than its `memory` of {limit}"))).help("raise `memory`")
+        })
     }
 
     /// Waits for its end, and then ends what it has left behind. The process is still there as a name (a zombie) meanwhile, so

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
+use crate::pipeline::needs;
+use crate::select::Selection;
+
 /// Raw data into decisions: collect, store, process, learn, apply, as one TOML file declares.
 #[derive(Debug, Parser)]
 #[command(name = "episteme", version, arg_required_else_help = true, after_help = EXIT_CODES)]
@@ -36,6 +39,9 @@ pub struct Global {
     /// Appends a run as OpenLineage events to a file, or posts them to a URL
     #[arg(long, global = true, value_name = "FILE-or-URL", env = "EPISTEME_OPENLINEAGE", hide_env_values = true)]
     pub openlineage: Option<String>,
+    /// A TOML file of values for the pipeline's `[params]`
+    #[arg(long, global = true, value_name = "FILE", action = ArgAction::Append)]
+    pub params: Vec<PathBuf>,
     /// One JSON object a line on standard output; the last sums it up
     #[arg(long, global = true)]
     pub json: bool,
@@ -84,6 +90,41 @@ pub struct FileArg {
     pub file: PathBuf,
 }
 
+/// How a pipeline is run.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Which stages.
+    #[command(flatten)]
+    pub selection: Selection,
+    /// After a failure, goes on with what does not need it; without this, no new stage is started
+    #[arg(long)]
+    pub keep_going: bool,
+    /// Processors that stages may keep busy together, by their `cores` [default: --jobs, or all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub cores: Option<u16>,
+    /// Memory that stages may take together, by their `memory`, such as 8GB [default: the machine's]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub memory: Option<u64>,
+    /// When the same pipeline is running on this store
+    #[arg(long, value_name = "WHAT", default_value = "wait")]
+    pub on_busy: OnBusy,
+    /// Copies the named results (predictions, report, …) to this folder at the end
+    #[arg(long, value_name = "DIR")]
+    pub export: Option<PathBuf>,
+}
+
+impl RunArgs {
+    /// Every stage, whatever is there already.
+    pub fn everything() -> Self {
+        let selection = Selection::everything();
+        Self { selection, keep_going: false, cores: None, memory: None, on_busy: OnBusy::Wait, export: None }
+    }
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    needs::bytes(text).ok_or_else(|| "write a number and a unit, such as 8GB".into())
+}
+
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
@@ -92,15 +133,9 @@ pub enum Verb {
         /// Which.
         #[command(flatten)]
         file: FileArg,
-        /// Runs every stage, whatever is there already
-        #[arg(long)]
-        force: bool,
-        /// When the same pipeline is running on this store
-        #[arg(long, value_name = "WHAT", default_value = "wait")]
-        on_busy: OnBusy,
-        /// Copies the named results (predictions, report, …) to this folder at the end
-        #[arg(long, value_name = "DIR")]
-        export: Option<PathBuf>,
+        /// How.
+        #[command(flatten)]
+        args: RunArgs,
     },
     /// Says what a run would do, and does nothing
     Plan(FileArg),
@@ -224,6 +259,9 @@ pub enum Verb {
         /// The process that started it: the stage ends with it.
         #[arg(long)]
         parent: Option<u32>,
+        /// Bytes of memory that it may take.
+        #[arg(long)]
+        memory: Option<u64>,
     },
 }
 

@@ -1,6 +1,7 @@
 //! `episteme`: plans, caches and runs pipelines that one TOML file declares.
 
 mod begun;
+mod budget;
 mod busy;
 mod child;
 mod cli;
@@ -13,6 +14,7 @@ mod live;
 mod log;
 mod made;
 mod manual;
+mod memory;
 mod openlineage;
 mod pipeline;
 mod plan;
@@ -26,6 +28,7 @@ mod resolve;
 mod rules;
 mod run;
 mod schedule;
+mod select;
 mod set;
 mod show;
 mod span;

@@ -3,6 +3,12 @@
 //! A mistake in one stage hides none in another: what can be known of a stage whose config is wrong (its name, its type,
 //! which stages it takes from) goes on to the plan, which checks how stages fit together, and all is told at once.
 
+mod include;
+mod matrix;
+pub mod needs;
+mod params;
+
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +18,9 @@ use serde_json::Value;
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
+use self::matrix::{Matrix, Written};
+use self::needs::Needs;
+use self::params::Scope;
 use crate::problem::{Problems, Sources};
 use crate::rules::Rules;
 use crate::{schedule, set};
@@ -32,14 +41,27 @@ pub struct Pipeline {
     pub schedule: Option<String>,
     /// What is done at the end of its runs.
     pub rules: Rules,
+    /// How many stages of a type may run at the same time.
+    pub limits: BTreeMap<String, usize>,
     /// Its stages, in the order of the file.
     pub stages: Vec<Declared>,
 }
 
+/// What the command line gives beside the file.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Given<'a> {
+    /// `--set a.b=c`.
+    pub sets: &'a [String],
+    /// `--params FILE`.
+    pub params: &'a [PathBuf],
+}
+
 /// One stage of a pipeline.
 pub struct Declared {
-    /// Its name.
+    /// Its name; with `@axis=value` if it is a variant.
     pub name: String,
+    /// What it asks of the orchestrator.
+    pub needs: Needs,
     /// Where `[stages.NAME]` stands.
     pub span: Range<usize>,
     /// Its typed config; none when that is wrong.
@@ -61,51 +83,113 @@ pub struct Named {
 }
 
 /// Keys of the file itself.
-const KEYS: [&str; 7] = ["name", "description", "schedule", "seed", "stages", "promote", "alerts"];
+const KEYS: [&str; 11] = ["name", "description", "schedule", "seed", "stages", "promote", "alerts", "params", "env", "include", "limits"];
 
 impl Pipeline {
-    /// Reads a pipeline file and applies `--set a.b=c`.
+    /// Reads a pipeline file and applies what the command line gives.
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub fn load(file: &Path, sets: &[String], types: &[StageType]) -> Result<Self, Problems> {
+    pub fn load(file: &Path, given: Given<'_>, types: &[StageType]) -> Result<Self, Problems> {
         let shown = file.display().to_string();
         let text = std::fs::read_to_string(file).map_err(|error| {
             let problem = ConfigProblem::at("", format!("cannot read {shown}: {error}"));
             let problem = problem.help("name a pipeline file: `episteme run pipelines/digits.toml`");
-            Problems::new(&Sources::new(shown, String::new(), &[]), vec![problem])
+            Problems::new(&Sources::new(shown, String::new()), vec![problem])
         })?;
-        Ok(Self::parse(file, text, sets, types))
+        Ok(Self::parse(file, text, given, types))
     }
 
     /// Reads the text of a pipeline file; what is wrong with it is in [`Self::problems`].
-    pub fn parse(file: &Path, text: String, sets: &[String], types: &[StageType]) -> Self {
-        let sources = Sources::new(file.display().to_string(), text, sets);
+    pub fn parse(file: &Path, text: String, given: Given<'_>, types: &[StageType]) -> Self {
+        let mut problems = Vec::new();
+        let mut sources = Sources::new(file.display().to_string(), text);
+        include::gather(file, &mut sources, &mut problems);
+        let files = sources.len();
+        params::gather(given.params, &mut sources, &mut problems);
+        let tables = sources.len();
+        given.sets.iter().for_each(|set| sources.add("--set", set.clone()));
         let mut pipeline = Self {
             file: file.to_owned(),
             sources: sources.clone(),
-            problems: Vec::new(),
+            problems,
             name: String::new(),
             description: String::new(),
             schedule: None,
             rules: Rules::default(),
+            limits: BTreeMap::new(),
             stages: Vec::new(),
         };
-        let mut texts = sources.texts();
-        let (table, errors) = DeTable::parse_recoverable(texts.next().map_or("", |(_, _, text)| text));
-        let mut table = table.into_inner();
-        // What is no TOML cannot be trusted to mean what it says: its mistakes are told alone.
-        if !errors.is_empty() {
-            pipeline.problems = errors.iter().map(no_toml).collect();
-            return pipeline;
+        if let Some(mut table) = pipeline.whole(&sources, files, tables) {
+            pipeline.fill(&mut table);
+            pipeline.read(&table, types);
         }
-        for (start, _, set) in texts {
-            if let Err(problem) = set::apply(&mut table, set, start) {
-                pipeline.problems.push(problem);
+        pipeline
+    }
+
+    /// The file's table, with what it includes (the first `files` sources), the parameters of files (up to `tables`), and the
+    /// values that are set. None when one of them is no TOML: what it says cannot be trusted, so its mistakes are told alone.
+    fn whole<'i>(&mut self, sources: &'i Sources, files: usize, tables: usize) -> Option<DeTable<'i>> {
+        let mut whole = DeTable::new();
+        let mut wrong = Vec::new();
+        for (index, (start, _, text)) in sources.texts().enumerate() {
+            if index >= tables {
+                self.problems.extend(set::apply(&mut whole, text, start).err());
+                continue;
+            }
+            let (table, errors) = DeTable::parse_recoverable(text);
+            wrong.extend(errors.iter().map(|error| no_toml(error, start)));
+            let table = if index == 0 { table.into_inner() } else { shifted_table(table, start) };
+            match index < files {
+                true if index == 0 => whole = table,
+                true => include::merge(&mut whole, table, &mut self.problems),
+                false => params::override_all(&mut whole, table, &mut self.problems),
             }
         }
-        pipeline.read(&table, types);
-        pipeline
+        if wrong.is_empty() {
+            return Some(whole);
+        }
+        self.problems = wrong;
+        None
+    }
+
+    /// Puts values in the place of `${params.x}` and `${env.NAME}`.
+    fn fill<'i>(&mut self, table: &mut DeTable<'i>) {
+        let mut scope = self.scope(table);
+        // Where no stage has variants, none has an axis to refer to.
+        scope.matrix = (!has_matrix(table)).then(BTreeMap::new);
+        for (_, value) in table.iter_mut().filter(|(key, _)| !["params", "env", "include"].contains(&&**key.get_ref())) {
+            scope.fill(value, &mut self.problems);
+        }
+    }
+
+    fn scope<'i>(&mut self, table: &DeTable<'i>) -> Scope<'i> {
+        let params = match table.get("params").map(|value| (value.get_ref(), value.span())) {
+            Some((DeValue::Table(params), _)) => params.clone(),
+            Some((_, span)) => {
+                self.problem(span, "`params` must be a table".into(), "[params]");
+                DeTable::new()
+            }
+            None => DeTable::new(),
+        };
+        let names = table.get("env").map(|value| {
+            (
+                value
+                    .get_ref()
+                    .as_array()
+                    .map(|items| items.iter().map(|item| item.get_ref().as_str().map(str::to_owned)).collect::<Option<Vec<_>>>()),
+                value.span(),
+            )
+        });
+        let env = match names {
+            Some((Some(Some(names)), _)) => names,
+            Some((_, span)) => {
+                self.problem(span, "`env` must be a list of names of environment variables".into(), "env = [\"DATA_DIR\"]");
+                Vec::new()
+            }
+            None => Vec::new(),
+        };
+        Scope { params, env, ..Scope::default() }
     }
 
     /// The folder that relative paths of the file are taken from.
@@ -138,11 +222,15 @@ impl Pipeline {
             self.problem(value.span(), format!("`{}` is no schedule: {why}", text.escape_debug()), help);
         }
         let seed = self.seed(table);
+        self.read_limits(table, types);
         match table.get("stages").map(|value| (value.get_ref(), value.span())) {
             Some((DeValue::Table(stages), _)) if !stages.is_empty() => {
                 let mut named: Vec<_> = stages.iter().collect();
                 named.sort_by_key(|(name, _)| name.span().start);
-                named.into_iter().for_each(|(name, value)| self.stage(name, value, seed, types));
+                match has_matrix(table) {
+                    true => self.variants(&named, seed, types),
+                    false => named.into_iter().for_each(|(name, value)| self.stage(name, "", value, seed, types)),
+                }
             }
             Some((DeValue::Table(_), span)) => self.problem(span, "the pipeline has no stages".into(), HOW_TO_DECLARE),
             Some((_, span)) => self.problem(span, "`stages` must be tables".into(), HOW_TO_DECLARE),
@@ -152,7 +240,35 @@ impl Pipeline {
         self.rules = Rules::read(table, &known, &mut self.problems);
     }
 
-    fn stage(&mut self, name: &Spanned<DeString<'_>>, value: &Spanned<DeValue<'_>>, seed: u64, types: &[StageType]) {
+    /// Reads the stages of a pipeline in which some have variants.
+    fn variants<'i>(&mut self, named: &[(&Spanned<DeString<'i>>, &Spanned<DeValue<'i>>)], seed: u64, types: &[StageType]) {
+        let of_type = |table: &DeTable<'_>| {
+            let uses = table.get("uses")?.get_ref().as_str()?;
+            types.iter().find(|kind| kind.uses == uses)
+        };
+        let written = named.iter().filter_map(|(name, value)| {
+            let table = value.get_ref().as_table()?;
+            Some((
+                *name,
+                value.span(),
+                Written { name: name.get_ref(), table, keys: of_type(table).map(keys_that_name_stages).unwrap_or_default() },
+            ))
+        });
+        let (names, written): (Vec<_>, Vec<_>) = written.map(|(name, span, written)| ((name, span), written)).unzip();
+        let matrix = Matrix::new(&written, &mut self.problems);
+        for ((name, span), stage) in names.into_iter().zip(&written) {
+            for (ending, table) in matrix.variants(stage, &mut self.problems) {
+                self.stage(name, &ending, &Spanned::new(span.clone(), DeValue::Table(table)), seed, types);
+            }
+        }
+        // What is no table is told of as ever.
+        for (name, value) in named.iter().filter(|(_, value)| !value.get_ref().is_table()) {
+            self.stage(name, "", value, seed, types);
+        }
+    }
+
+    /// Reads a stage, or the variant of one whose name has this ending.
+    fn stage(&mut self, name: &Spanned<DeString<'_>>, ending: &str, value: &Spanned<DeValue<'_>>, seed: u64, types: &[StageType]) {
         let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
         if name.get_ref().is_empty() || !name.get_ref().chars().all(fits) {
             self.problem(
@@ -161,10 +277,19 @@ impl Pipeline {
                 "use letters, digits, - and _ of ASCII",
             );
         }
-        let mut declared = Declared { name: name.get_ref().to_string(), span: name.span(), stage: None, gives: None, inputs: Vec::new() };
+        let mut declared = Declared {
+            name: format!("{}{ending}", name.get_ref()),
+            needs: Needs::default(),
+            span: name.span(),
+            stage: None,
+            gives: None,
+            inputs: Vec::new(),
+        };
         if let DeValue::Table(table) = value.get_ref() {
-            if let Some(kind) = self.stage_type(name, table, types) {
-                self.config(&mut declared, kind, table, value.span(), seed);
+            let mut own = table.clone();
+            declared.needs = Needs::take(&mut own, &mut self.problems);
+            if let Some(kind) = self.stage_type(name, &own, types) {
+                self.config(&mut declared, kind, &own, value.span(), seed);
             }
         } else {
             self.problem(value.span(), format!("`stages.{}` must be a table", name.get_ref()), HOW_TO_DECLARE);
@@ -227,6 +352,25 @@ impl Pipeline {
         text
     }
 
+    /// `limits = { "learn.classifier" = 1 }`.
+    fn read_limits(&mut self, table: &DeTable<'_>, types: &[StageType]) {
+        const HELP: &str = "limits = { \"learn.classifier\" = 1 }";
+        let Some(value) = table.get("limits") else { return };
+        let Some(limits) = value.get_ref().as_table() else {
+            return self.problem(value.span(), "`limits` must be a table of stage types and how many run at the same time".into(), HELP);
+        };
+        for (uses, limit) in limits {
+            if !types.iter().any(|kind| kind.uses == *uses.get_ref()) {
+                let help = config::suggest(uses.get_ref(), types.iter().map(|kind| kind.uses));
+                self.problem(uses.span(), format!("there is no stage type `{}`", uses.get_ref()), &help);
+            }
+            match needs::count(limit.get_ref()) {
+                Some(limit) => drop(self.limits.insert(uses.get_ref().to_string(), limit)),
+                None => self.problem(limit.span(), "a limit must be a whole number, one or more".into(), HELP),
+            }
+        }
+    }
+
     fn seed(&mut self, table: &DeTable<'_>) -> u64 {
         let Some(value) = table.get("seed") else { return 0 };
         let seed = value.get_ref().as_integer().and_then(|number| u64::from_str_radix(number.as_str(), number.radix()).ok());
@@ -244,8 +388,23 @@ impl Pipeline {
 
 const HOW_TO_DECLARE: &str = "a stage is `[stages.NAME]` with `uses = \"…\"`; `episteme stages` lists what there is";
 
-fn no_toml(error: &toml::de::Error) -> ConfigProblem {
-    ConfigProblem { span: error.span(), ..ConfigProblem::at("", format!("this is no TOML: {}", error.message())) }
+fn has_matrix(table: &DeTable<'_>) -> bool {
+    let stages = table.get("stages").and_then(|stages| stages.get_ref().as_table()).into_iter().flatten();
+    stages.into_iter().any(|(_, stage)| stage.get_ref().as_table().is_some_and(|stage| stage.contains_key("matrix")))
+}
+
+/// A table of a text whose spans begin at `start`.
+fn shifted_table(table: Spanned<DeTable<'_>>, start: usize) -> DeTable<'_> {
+    let span = table.span();
+    match set::shifted(Spanned::new(span, DeValue::Table(table.into_inner())), start).into_inner() {
+        DeValue::Table(table) => table,
+        _ => DeTable::new(),
+    }
+}
+
+fn no_toml(error: &toml::de::Error, start: usize) -> ConfigProblem {
+    let span = error.span().map(|span| span.start + start..span.end + start);
+    ConfigProblem { span, ..ConfigProblem::at("", format!("this is no TOML: {}", error.message())) }
 }
 
 /// The names in a config's key (dotted within a table), each with its place: a text, or a list or table of them.

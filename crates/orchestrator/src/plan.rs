@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use artifact::stage::AnyStage;
 use artifact::{CacheRecord, ConfigProblem, Digest, Kind, ObjectStore, Settings, StageError, StageType, config};
 
+use crate::pipeline::needs::Needs;
 use crate::pipeline::{Declared, Named, Pipeline};
 use crate::problem::Problems;
 use crate::rules::Rules;
@@ -25,6 +26,8 @@ pub struct Plan {
     pub base: PathBuf,
     /// What is done at the end of its runs.
     pub rules: Rules,
+    /// How many stages of a type may run at the same time.
+    pub limits: BTreeMap<String, usize>,
     /// Every stage after those it takes from; otherwise in the order of the file.
     pub stages: Vec<Planned>,
 }
@@ -35,6 +38,8 @@ pub struct Planned {
     pub name: String,
     /// Its typed config.
     pub stage: Box<dyn AnyStage>,
+    /// What it asks of the orchestrator.
+    pub needs: Needs,
     /// Input key to the stages it names, as places in [`Plan::stages`].
     pub inputs: BTreeMap<String, Vec<usize>>,
 }
@@ -90,7 +95,7 @@ impl Plan {
         let mut declared: Vec<Option<_>> = pipeline.stages.into_iter().zip(inputs).map(Some).collect();
         let stages = order.iter().filter_map(|index| declared[*index].take()).filter_map(|(declared, inputs)| {
             let inputs = inputs.into_iter().map(|(key, all)| (key, all.iter().map(|index| place[index]).collect())).collect();
-            Some(Planned { name: declared.name, stage: declared.stage?, inputs })
+            Some(Planned { name: declared.name, needs: declared.needs, stage: declared.stage?, inputs })
         });
         let stages = stages.collect();
         Ok(Self {
@@ -100,6 +105,7 @@ impl Plan {
             file: pipeline.file,
             base,
             rules: pipeline.rules,
+            limits: pipeline.limits,
             stages,
         })
     }
@@ -120,9 +126,21 @@ impl Plan {
     /// # Errors
     /// What is missing or unreadable, with the stage's name.
     pub fn outside(&self, settings: &Settings) -> Result<Vec<Option<Digest>>, StageError> {
+        self.outside_of(settings, &vec![true; self.stages.len()])
+    }
+
+    /// As [`Self::outside`], for these stages alone.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn outside_of(&self, settings: &Settings, needed: &[bool]) -> Result<Vec<Option<Digest>>, StageError> {
         self.stages
             .iter()
-            .map(|stage| {
+            .zip(needed)
+            .map(|(stage, needed)| {
+                if !needed {
+                    return Ok(None);
+                }
                 stage.stage.outside(settings).map_err(|mut error| {
                     error.message = format!("stage `{}`: {}", stage.name, error.message);
                     error

@@ -5,7 +5,7 @@ use std::ops::Range;
 use artifact::ConfigProblem;
 use miette::{Diagnostic, LabeledSpan, NamedSource, SourceCode};
 
-/// The texts that a pipeline is declared in: its file, then each `--set`. Spans run on from one to the next, so that
+/// The texts that a pipeline is declared in: its file, what it includes, `--params` files, then each `--set`. Spans run on from one to the next, so that
 /// every value, wherever it was written, has a span of its own.
 #[derive(Debug, Clone)]
 pub struct Sources {
@@ -13,10 +13,19 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// A file and what the command line changes of it.
-    pub fn new(file: impl Into<String>, text: String, sets: &[String]) -> Self {
-        let sets = sets.iter().map(|set| ("--set".to_owned(), set.clone()));
-        Self { texts: std::iter::once((file.into(), text)).chain(sets).collect() }
+    /// A file, to which others are added.
+    pub fn new(file: impl Into<String>, text: String) -> Self {
+        Self { texts: vec![(file.into(), text)] }
+    }
+
+    /// One more text.
+    pub fn add(&mut self, name: impl Into<String>, text: String) {
+        self.texts.push((name.into(), text));
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.texts.len()
     }
 
     /// The file's name, as the user gave it.
@@ -67,6 +76,8 @@ impl Problems {
     /// Puts what was found in order and beside its source.
     pub fn new(sources: &Sources, mut found: Vec<ConfigProblem>) -> Self {
         found.sort_by_key(|problem| problem.span.as_ref().map_or(usize::MAX, |span| span.start));
+        // The variants of a stage share their mistakes.
+        found.dedup();
         Self { file: sources.file().to_owned(), problems: found.into_iter().map(|problem| Problem::new(sources, problem)).collect() }
     }
 }

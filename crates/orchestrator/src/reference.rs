@@ -3,6 +3,8 @@
 use artifact::StageType;
 use serde_json::{Map, Value, json};
 
+use crate::pipeline::needs;
+
 /// The JSON Schema of pipeline files: each stage checked against the type that its `uses` names.
 pub fn schema(types: &[StageType]) -> Value {
     let mut definitions = Map::new();
@@ -13,7 +15,12 @@ pub fn schema(types: &[StageType]) -> Value {
             definitions.extend(inner);
         }
         if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
+            properties.values_mut().for_each(or_reference);
             properties.insert("uses".into(), json!({ "const": kind.uses }));
+            for (key, mut schema) in needs::schema() {
+                or_reference(&mut schema);
+                properties.insert(key.into(), schema);
+            }
         }
         definitions.insert(kind.uses.to_owned(), schema);
         cases.push(json!({
@@ -21,6 +28,8 @@ pub fn schema(types: &[StageType]) -> Value {
             "then": { "$ref": format!("#/$defs/{}", kind.uses) },
         }));
     }
+    definitions.values_mut().filter(|schema| schema.get("properties").is_none_or(|keys| keys.get("uses").is_none())).for_each(within);
+    definitions.insert("reference".into(), json!({ "type": "string", "pattern": "\\$\\{(params|env|matrix)\\." }));
     let uses: Vec<&str> = types.iter().map(|kind| kind.uses).collect();
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -32,9 +41,18 @@ pub fn schema(types: &[StageType]) -> Value {
             "name": { "type": "string", "description": "Names the pipeline's lock and runs; the file's name without ending if absent." },
             "description": { "type": "string", "description": "What it is for." },
             "schedule": { "type": "string", "description": "When it runs, in crontab's five fields." },
-            "seed": { "type": "integer", "minimum": 0, "default": 0, "description": "The seed of every stage that uses chance and states none of its own." },
+            "seed": { "type": ["integer", "string"], "minimum": 0, "default": 0, "description": "The seed of every stage that uses chance and states none of its own." },
             "promote": rule(promotion_schema(), "A tag that moves to a run's artifact when its metrics say so; one table, or several."),
             "alerts": rule(alert_schema(), "Who is told of failures, recoveries, and metrics that cross a bound; `[[alerts]]`."),
+            "params": { "type": "object", "description": "Values that ${params.NAME} stands for; --params FILE and --set params.NAME=VALUE replace them." },
+            "env": { "type": "array", "items": { "type": "string" }, "description": "Environment variables that ${env.NAME} may refer to." },
+            "include": { "type": "array", "items": { "type": "string" }, "description": "Files whose stages, params and env are added; relative to this file." },
+            "limits": {
+                "type": "object",
+                "propertyNames": { "enum": uses },
+                "additionalProperties": { "anyOf": [{ "type": "integer", "minimum": 1 }, { "$ref": "#/$defs/reference" }] },
+                "description": "How many stages of a type may run at the same time.",
+            },
             "stages": {
                 "type": "object",
                 "minProperties": 1,
@@ -74,6 +92,33 @@ fn alert_schema() -> Value {
     } })
 }
 
+/// Lets a reference such as `${params.epochs}` stand for a value of any type, here and within it.
+fn or_reference(schema: &mut Value) {
+    within(schema);
+    if schema["type"] == "string" && schema.get("enum").is_none() {
+        return;
+    }
+    let mut outer = Map::new();
+    if let Some(schema) = schema.as_object_mut() {
+        outer.extend(["description", "default"].into_iter().filter_map(|key| Some((key.to_owned(), schema.remove(key)?))));
+    }
+    outer.insert("anyOf".into(), json!([schema.take(), { "$ref": "#/$defs/reference" }]));
+    *schema = Value::Object(outer);
+}
+
+fn within(schema: &mut Value) {
+    for key in ["properties", "anyOf", "oneOf"] {
+        match schema.get_mut(key) {
+            Some(Value::Object(entries)) => entries.values_mut().for_each(or_reference),
+            Some(Value::Array(cases)) => cases.iter_mut().for_each(within),
+            _ => {}
+        }
+    }
+    for key in ["items", "additionalProperties"] {
+        schema.get_mut(key).filter(|inner| inner.is_object()).into_iter().for_each(or_reference);
+    }
+}
+
 /// `docs/pipeline-reference.md`.
 pub fn markdown(types: &[StageType]) -> String {
     let mut text = String::from(
@@ -86,7 +131,19 @@ pub fn markdown(types: &[StageType]) -> String {
          | `seed` | whole number | the seed of every stage that uses chance and states none of its own; default 0 |\n\
          | `promote` | table of `tag`, `stage`, `if` | a tag that moves to a run's artifact: `{ tag = \"model:best\", if = \"test.accuracy >= current\" }` |\n\
          | `[[alerts]]` | tables of `on`, `if`, `command`, `webhook`, `secret`, `retries` | who is told of failures, recoveries, and metrics that cross a bound |\n\
-         | `[stages.NAME]` | table | a stage: `uses = \"…\"` and the keys below |\n\n\
+         | `[params]` | table | values that `${params.NAME}` stands for |\n\
+         | `env` | list of text | environment variables that `${env.NAME}` may refer to |\n\
+         | `include` | list of text | files whose stages, params and env are added |\n\
+         | `limits` | table of whole number | how many stages of a type may run at the same time |\n\
+         | `[stages.NAME]` | table | a stage: `uses = \"…\"`, the keys below, and those of its type |\n\n\
+         Every stage takes these; none of them is part of its cache key:\n\n\
+         | key | meaning |\n|---|---|\n",
+    );
+    for (key, schema) in needs::schema() {
+        text.push_str(&format!("| `{key}` | {} |\n", cell(schema["description"].as_str().unwrap_or_default())));
+    }
+    text.push_str(
+        "\n\
          `episteme schema` prints the same as JSON Schema, for editors.\n",
     );
     for kind in types {

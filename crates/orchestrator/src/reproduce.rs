@@ -6,7 +6,8 @@ use artifact::worker::{DONE, FAILED};
 use artifact::{Digest, Manifest, ObjectStore, Settings, StageError, StageType};
 use serde::Serialize;
 
-use crate::cli::{Global, OnBusy};
+use crate::cli::{Global, RunArgs};
+use crate::pipeline::needs::Needs;
 use crate::plan::{Plan, Planned};
 use crate::record::{PlanRecord, RunRecord};
 use crate::rules::Rules;
@@ -30,7 +31,7 @@ pub fn reproduce(global: &Global, what: &str) -> Result<u8, Failure> {
     if !global.json {
         warnings.iter().for_each(|warning| anstream::eprintln!("note: {warning}"));
     }
-    let executed = verbs::execute(global, &plan, true, OnBusy::Wait, None)?;
+    let executed = verbs::execute(global, &plan, &RunArgs::everything())?;
     let Some(run) = executed.run.filter(|_| executed.code == DONE) else { return Ok(executed.code) };
     let after = RunRecord::read(&store, &store.run(&run))?;
     let compared = compare(&store, &before, &after);
@@ -63,7 +64,7 @@ fn again(record: &PlanRecord, types: &[StageType]) -> Result<Plan, StageError> {
         })?;
         let places = |names: &Vec<String>| names.iter().filter_map(|name| place.get(name.as_str()).copied()).collect();
         let inputs = stage.inputs.iter().map(|(key, names)| (key.clone(), places(names))).collect();
-        Ok(Planned { name: stage.name.clone(), stage: typed, inputs })
+        Ok(Planned { name: stage.name.clone(), needs: Needs::default(), stage: typed, inputs })
     });
     Ok(Plan {
         name: record.pipeline.clone(),
@@ -72,6 +73,7 @@ fn again(record: &PlanRecord, types: &[StageType]) -> Result<Plan, StageError> {
         file: record.file.clone(),
         base: record.base.clone(),
         rules: Rules::default(),
+        limits: BTreeMap::new(),
         stages: stages.collect::<Result<_, StageError>>()?,
     })
 }

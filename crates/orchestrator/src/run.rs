@@ -10,9 +10,12 @@ use artifact::object_store::{Lock, remove_tree};
 use artifact::{CacheRecord, Digest, Doing, Event, Level, ObjectStore, Settings, Sink, StageError, StageSpec};
 
 use crate::begun::{Begun, machine};
-use crate::child::{Job, Said, end_all};
-use crate::plan::Plan;
+use crate::budget::Budget;
+use crate::child::{Job, Limits, Place, Said, end_all};
+use crate::plan::{Plan, Planned};
+use crate::render;
 use crate::rules::promote;
+use crate::select::Selected;
 
 /// How often the scheduler looks whether it was asked to stop, and whether another run is done with what it waits for.
 const LOOK: Duration = Duration::from_millis(50);
@@ -22,10 +25,12 @@ const SETTLE_FROM_SECONDS: f64 = 1.0;
 
 /// What a run may do.
 pub struct Options {
-    /// Stages at once.
-    pub jobs: usize,
-    /// Run every stage, whatever the cache holds.
-    pub force: bool,
+    /// What stages may use together.
+    pub budget: Budget,
+    /// Which stages it is about.
+    pub selected: Selected,
+    /// After a failure, go on with what does not need it.
+    pub keep_going: bool,
     /// What every stage is told.
     pub settings: Settings,
 }
@@ -57,6 +62,10 @@ pub struct Run<'a> {
     hears: Receiver<Said>,
     /// The artifact of each stage that has one.
     artifacts: Vec<Option<Digest>>,
+    /// How often each stage has failed and was tried again.
+    tries: Vec<u32>,
+    /// A stage has failed, and no new one is started.
+    halted: bool,
     /// Keys and artifacts that a power cut may still take.
     unsettled: Vec<(Digest, Digest)>,
 }
@@ -64,8 +73,9 @@ pub struct Run<'a> {
 enum State {
     /// Some of its inputs are not there yet.
     Waiting,
-    /// It has to run, and waits for a free job, or for another process that is making the very same (`elsewhere`).
-    Ready { key: Digest, elsewhere: bool },
+    /// It has to run, and waits for a free job, for another process that is making the very same (`elsewhere`), or for its time
+    /// to be tried again.
+    Ready { key: Digest, elsewhere: bool, not_before: Option<Instant> },
     /// It runs.
     Running(Box<Job>),
     /// It is over.
@@ -87,14 +97,31 @@ impl<'a> Run<'a> {
         let facts = vec![(None, None); plan.stages.len()];
         let (said, hears) = channel();
         let artifacts = vec![None; plan.stages.len()];
-        let unsettled = Vec::new();
-        Self { begun, plan, outside, store, options, sink, stop, states, facts, machine: machine(), said, hears, artifacts, unsettled }
+        let (unsettled, tries, halted) = (Vec::new(), vec![0; plan.stages.len()], false);
+        Self {
+            begun,
+            plan,
+            outside,
+            store,
+            options,
+            sink,
+            stop,
+            states,
+            facts,
+            machine: machine(),
+            said,
+            hears,
+            artifacts,
+            unsettled,
+            tries,
+            halted,
+        }
     }
 
     /// Runs to the end; tells everything through the sink, `run_finished` last. Whatever fails is a stage's failure.
     pub fn finish(mut self) -> Ended {
         let clock = Instant::now();
-        let stages = self.plan.stages.iter().map(|stage| stage.name.clone()).collect();
+        let stages = self.wanted().map(|index| self.plan.stages[index].name.clone()).collect();
         self.sink.emit(Event::RunStarted { run: self.begun.name.clone(), pipeline: self.plan.name.clone(), stages });
         self.work();
         self.settle_all();
@@ -113,6 +140,7 @@ impl<'a> Run<'a> {
     }
 
     fn work(&mut self) {
+        let mut looked = Instant::now();
         self.start_what_is_ready();
         while self.states.iter().any(|state| matches!(state, State::Running(_) | State::Ready { .. })) {
             match self.hears.recv_timeout(LOOK) {
@@ -121,10 +149,13 @@ impl<'a> Run<'a> {
                     self.close(index);
                     self.start_what_is_ready();
                 }
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-                    if self.states.iter().any(|state| matches!(state, State::Ready { elsewhere: true, .. })) {
-                        self.start_what_is_ready();
-                    }
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+            }
+            if looked.elapsed() >= LOOK {
+                looked = Instant::now();
+                self.jobs().for_each(Job::watch);
+                if self.states.iter().any(|state| matches!(state, State::Ready { .. })) {
+                    self.start_what_is_ready();
                 }
             }
             if self.stop.load(Ordering::Relaxed) {
@@ -140,8 +171,12 @@ impl<'a> Run<'a> {
             if matches!(self.states[index], State::Waiting) {
                 self.look_up(index);
             }
-            if let State::Ready { key, elsewhere } = self.states[index] {
-                self.start_if_free(index, key, elsewhere);
+            if let State::Ready { key, elsewhere, not_before } = self.states[index] {
+                match self.halted {
+                    true => self.states[index] = State::Done { status: Status::Skipped, seconds: 0.0, record: None },
+                    false if not_before.is_some_and(|time| time > Instant::now()) => {}
+                    false => self.start_if_free(index, key, elsewhere),
+                }
             }
         }
     }
@@ -157,8 +192,8 @@ impl<'a> Run<'a> {
             Ok(None) => {}
             Ok(Some(key)) => {
                 self.facts[index].0 = Some(key);
-                if !self.take_from_cache(index, &key) {
-                    self.states[index] = State::Ready { key, elsewhere: false };
+                if !self.take_from_cache(index, &key) && self.options.selected.wanted[index] {
+                    self.states[index] = State::Ready { key, elsewhere: false, not_before: None };
                 }
             }
             Err(error) => self.failed(index, error, 0.0),
@@ -166,9 +201,11 @@ impl<'a> Run<'a> {
     }
 
     fn take_from_cache(&mut self, index: usize, key: &Digest) -> bool {
-        let Some(record) = self.store.lookup(key).filter(|_| !self.options.force) else { return false };
-        let stage = self.plan.stages[index].name.clone();
-        self.sink.emit(Event::StageFinished { stage, status: Status::Cached, seconds: 0.0, artifact: Some(record.artifact), usage: None });
+        let Some(record) = self.store.lookup(key).filter(|_| !self.options.selected.forced[index]) else { return false };
+        if self.options.selected.wanted[index] {
+            let (stage, artifact) = (self.plan.stages[index].name.clone(), Some(record.artifact));
+            self.sink.emit(Event::StageFinished { stage, status: Status::Cached, seconds: 0.0, artifact, usage: None });
+        }
         self.done(index, Status::Cached, 0.0, record);
         true
     }
@@ -176,9 +213,16 @@ impl<'a> Run<'a> {
     /// Starts a stage if there is a free job and nobody is making the very same. Two pipelines may share a stage, and with
     /// it the scratch folder of its key: one makes it, the other takes it from the cache.
     fn start_if_free(&mut self, index: usize, key: Digest, waited: bool) {
-        if self.running().count() >= self.options.jobs {
+        let plan = self.plan;
+        let running: Vec<&Planned> = self.running().map(|job| &plan.stages[job.index]).collect();
+        if !self.options.budget.fits(plan, &running, &plan.stages[index]) {
             return;
         }
+        let mut locks = match self.own(&plan.stages[index].needs.mutex) {
+            Ok(Some(locks)) => locks,
+            Ok(None) => return,
+            Err(error) => return self.failed(index, error, 0.0),
+        };
         let only = match self.store.try_lock(&format!("key-{key}")).doing(|| format!("taking the lock of the key {key}")) {
             Ok(Some(only)) => only,
             Ok(None) => {
@@ -186,7 +230,7 @@ impl<'a> Run<'a> {
                     let message = "another run is making the very same: waiting for it".to_owned();
                     self.sink.emit(Event::Log { stage: self.plan.stages[index].name.clone(), level: Level::Info, message });
                 }
-                self.states[index] = State::Ready { key, elsewhere: true };
+                self.states[index] = State::Ready { key, elsewhere: true, not_before: None };
                 return;
             }
             Err(error) => return self.failed(index, error, 0.0),
@@ -195,13 +239,20 @@ impl<'a> Run<'a> {
         if self.take_from_cache(index, &key) {
             return;
         }
-        match self.start(index, key, only) {
+        locks.push(only);
+        match self.start(index, key, locks) {
             Ok(job) => self.states[index] = State::Running(Box::new(job)),
             Err(error) => self.failed(index, error, 0.0),
         }
     }
 
-    fn start(&self, index: usize, key: Digest, only: Lock) -> Result<Job, StageError> {
+    /// What a stage asks to have for itself; none while another one, of whatever run on this store, has a part of it.
+    fn own(&self, names: &[String]) -> Result<Option<Vec<Lock>>, StageError> {
+        let lock = |name: &String| self.store.try_lock(&format!("mutex-{name}")).doing(|| format!("taking the lock of `{name}`"));
+        names.iter().map(lock).collect()
+    }
+
+    fn start(&self, index: usize, key: Digest, locks: Vec<Lock>) -> Result<Job, StageError> {
         let planned = &self.plan.stages[index];
         let name = &planned.name;
         let object = |from: &usize| self.artifacts[*from].map(|digest| self.store.object(&digest)).unwrap_or_default();
@@ -210,10 +261,14 @@ impl<'a> Run<'a> {
             uses: planned.stage.uses().to_owned(),
             config: planned.stage.config().doing(|| format!("writing the config of `{name}`"))?,
             inputs: planned.inputs.iter().map(|(key, all)| (key.clone(), all.iter().map(object).collect())).collect(),
-            output: self.store.staging(&format!("{}.{name}", self.begun.name)),
+            // What follows the last dot is the stage: see `gc`.
+            output: self.store.staging(&format!("{}.{}", self.begun.name, name.replace('.', "%2E"))),
             settings: Settings { scratch: Some(self.store.scratch(&key)), ..self.options.settings.clone() },
         };
-        Job::start(spec, key, only, &self.begun.folder, index, self.said.clone())
+        let needs = &planned.needs;
+        let cores = needs.cores.map(|_| self.options.budget.cores_of(planned));
+        let limits = Limits { cores, memory: needs.memory, timeout: needs.timeout };
+        Job::start(spec, key, locks, limits, Place { index, folder: &self.begun.folder, said: self.said.clone() })
     }
 
     /// Passes on what a stage says. Its end is told by this process, once the artifact is in its place.
@@ -241,7 +296,10 @@ impl<'a> Run<'a> {
             }
             Err(error) => {
                 let _ = remove_tree(&job.staging);
-                self.failed(index, error, seconds);
+                match self.tries[index] < self.plan.stages[index].needs.retries && !self.halted && !self.stop.load(Ordering::Relaxed) {
+                    true => self.try_again(index, job.key, &error),
+                    false => self.failed(index, error, seconds),
+                }
             }
         }
     }
@@ -282,20 +340,41 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Waits twice as long each time.
+    fn try_again(&mut self, index: usize, key: Digest, error: &StageError) {
+        let (stage, tried) = (&self.plan.stages[index], self.tries[index]);
+        let wait = stage.needs.wait.saturating_mul(2_u32.saturating_pow(tried));
+        let left = stage.needs.retries - tried;
+        let again = format!("again in {}, {left} more {}", render::duration(wait.as_secs_f64()), if left == 1 { "time" } else { "times" });
+        let message = format!("{error}; {again}");
+        self.sink.emit(Event::Log { stage: stage.name.clone(), level: Level::Warning, message });
+        self.tries[index] += 1;
+        self.states[index] = State::Ready { key, elsewhere: false, not_before: Some(Instant::now() + wait) };
+    }
+
     fn failed(&mut self, index: usize, error: StageError, seconds: f64) {
         self.sink.emit(Event::StageFailed { stage: self.plan.stages[index].name.clone(), seconds, error });
         self.states[index] = State::Done { status: Status::Failed, seconds, record: None };
+        self.halted = !self.options.keep_going;
     }
 
     /// Ends what runs; what has not run is skipped.
     fn end_children(&mut self) {
-        let running = self.states.iter_mut().filter_map(|state| if let State::Running(job) = state { Some(&mut **job) } else { None });
-        end_all(&mut running.collect::<Vec<_>>());
+        end_all(&mut self.jobs().collect::<Vec<_>>());
         for state in &mut self.states {
             if !matches!(state, State::Done { .. }) {
                 *state = State::Done { status: Status::Skipped, seconds: 0.0, record: None };
             }
         }
+    }
+
+    fn jobs(&mut self) -> impl Iterator<Item = &mut Job> {
+        self.states.iter_mut().filter_map(|state| if let State::Running(job) = state { Some(&mut **job) } else { None })
+    }
+
+    /// Places of the stages that the run is about.
+    fn wanted(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.plan.stages.len()).filter(|index| self.options.selected.wanted[*index])
     }
 
     fn running(&self) -> impl Iterator<Item = &Job> {
@@ -305,7 +384,9 @@ impl<'a> Run<'a> {
     fn results(&self) -> Vec<StageResult> {
         let stages = self.plan.stages.iter().zip(&self.states).zip(&self.artifacts).zip(&self.facts);
         stages
-            .map(|(((stage, state), artifact), (key, usage))| {
+            .zip(&self.options.selected.wanted)
+            .filter(|(_, wanted)| **wanted)
+            .map(|((((stage, state), artifact), (key, usage)), _)| {
                 let (status, seconds) =
                     if let State::Done { status, seconds, .. } = state { (*status, *seconds) } else { (Status::Skipped, 0.0) };
                 StageResult { name: stage.name.clone(), status, seconds, artifact: *artifact, key: *key, usage: *usage }
@@ -313,15 +394,17 @@ impl<'a> Run<'a> {
             .collect()
     }
 
-    /// What all stages measured and made, by name; a later stage's word stands over an earlier one's.
+    /// What all stages measured and made, by name; a later stage's word stands over an earlier one's. Those of a variant have
+    /// its values in their names.
     fn metrics_and_outputs(&self) -> (BTreeMap<String, f64>, BTreeMap<String, String>) {
         let (mut metrics, mut outputs) = (BTreeMap::new(), BTreeMap::new());
-        for state in &self.states {
-            if let State::Done { record: Some(record), .. } = state {
-                metrics.extend(record.metrics.clone());
-                let object = self.store.object(&record.artifact);
-                outputs.extend(record.outputs.iter().map(|(name, path)| (name.clone(), object.join(path).display().to_string())));
-            }
+        for index in self.wanted() {
+            let State::Done { record: Some(record), .. } = &self.states[index] else { continue };
+            let ending = self.plan.stages[index].name.split_once('@').map(|(_, values)| format!("@{values}")).unwrap_or_default();
+            let named = |name: &String| format!("{name}{ending}");
+            let object = self.store.object(&record.artifact);
+            metrics.extend(record.metrics.iter().map(|(name, value)| (named(name), *value)));
+            outputs.extend(record.outputs.iter().map(|(name, path)| (named(name), object.join(path).display().to_string())));
         }
         (metrics, outputs)
     }

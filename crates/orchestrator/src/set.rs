@@ -92,7 +92,7 @@ fn moved(span: Range<usize>, start: usize) -> Range<usize> {
 }
 
 /// The same value, with spans that begin at `start`.
-fn shifted(value: Spanned<DeValue<'_>>, start: usize) -> Spanned<DeValue<'_>> {
+pub fn shifted(value: Spanned<DeValue<'_>>, start: usize) -> Spanned<DeValue<'_>> {
     let span = moved(value.span(), start);
     let value = match value.into_inner() {
         DeValue::Array(items) => {

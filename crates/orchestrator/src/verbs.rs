@@ -9,10 +9,11 @@ use artifact::worker::{DONE, FAILED, INTERRUPTED, run_spec_file, stop_flag};
 use artifact::{Doing, ObjectStore, Settings, Sink, StageError, durable};
 
 use crate::begun::{Begun, RunLog};
+use crate::budget::Budget;
 use crate::busy::Turn;
-use crate::cli::{Cli, Global, GraphFormat, OnBusy, Verb};
+use crate::cli::{Cli, Global, GraphFormat, RunArgs, Verb};
 use crate::openlineage::OpenLineage;
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Given, Pipeline};
 use crate::plan::{Forecast, Plan};
 use crate::render::{self, Summary, Tee};
 use crate::resolve::Meant;
@@ -20,17 +21,15 @@ use crate::rules::alerts::Alarm;
 use crate::rules::secret::Redacting;
 use crate::run::{Options, Run};
 use crate::{
-    Failure, busy, child, diff, gc, graph, log, manual, record, reference, registry, reproduce, resolve, schedule, show, tagging, verify,
-    why,
+    Failure, busy, child, diff, gc, graph, log, manual, memory, record, reference, registry, reproduce, resolve, schedule, show, tagging,
+    verify, why,
 };
 
 /// Does what was asked; the exit code.
 pub fn act(cli: Cli) -> Result<u8, Failure> {
     let global = &cli.global;
     match &cli.verb {
-        Verb::Run { file, force, on_busy, export } => {
-            Ok(execute(global, &load(global, &file.file)?, *force, *on_busy, export.as_deref())?.code)
-        }
+        Verb::Run { file, args } => Ok(execute(global, &load(global, &file.file)?, args)?.code),
         Verb::Plan(file) => plan(global, &file.file),
         Verb::Status(file) => status(global, &file.file),
         Verb::Show { what, pipeline } => show_verb(global, what.as_deref(), pipeline),
@@ -56,14 +55,17 @@ pub fn act(cli: Cli) -> Result<u8, Failure> {
         Verb::Tag { name, what, remove, pipeline } => tagging::tag(global, name.as_deref(), what.as_deref(), *remove, pipeline),
         Verb::Verify { dry_run } => verify_verb(global, *dry_run),
         Verb::Stage { parent: Some(parent), .. } if !child::die_with(*parent) => Ok(INTERRUPTED),
-        Verb::Stage { spec, .. } => Ok(run_spec_file(spec, &registry::stages(), &JsonLines::new(std::io::stdout()))),
+        Verb::Stage { spec, memory, .. } => {
+            memory.map(memory::limit);
+            Ok(run_spec_file(spec, &registry::stages(), &JsonLines::new(std::io::stdout())))
+        }
     }
 }
 
 /// Reads a pipeline file and puts it in order.
 pub fn load(global: &Global, file: &Path) -> Result<Plan, Failure> {
     let types = registry::stages();
-    Ok(Plan::new(Pipeline::load(file, &global.sets, &types)?, &types)?)
+    Ok(Plan::new(Pipeline::load(file, Given { sets: &global.sets, params: &global.params }, &types)?, &types)?)
 }
 
 /// What every stage of a run is told.
@@ -96,19 +98,24 @@ pub struct Executed {
 ///
 /// # Errors
 /// When outside data is missing or the store cannot be written; a stage's failure is an exit code.
-pub fn execute(global: &Global, plan: &Plan, force: bool, on_busy: OnBusy, export: Option<&Path>) -> Result<Executed, Failure> {
+pub fn execute(global: &Global, plan: &Plan, args: &RunArgs) -> Result<Executed, Failure> {
     let settings = settings(global, plan);
-    let outside = plan.outside(&settings).map_err(Failure::Asked)?;
+    let selected = args.selection.among(plan).map_err(Failure::Asked)?;
+    let budget = Budget::new(global.jobs, args.cores, args.memory);
+    budget.check(plan).map_err(Failure::Asked)?;
+    let outside = plan.outside_of(&settings, &selected.needed).map_err(Failure::Asked)?;
     let store = ObjectStore::open(&global.store)?;
     let alarm = Alarm::new(&plan.rules.alerts, &plan.base).map_err(Failure::Asked)?;
+    if selected.is_a_part() {
+        selected.check(plan, &plan.forecast(&store, &outside)?).map_err(Failure::Asked)?;
+    }
     let stop = stop_flag().doing(|| "installing the signal handlers".into())?;
     let stopped = || stop.load(Ordering::Relaxed);
-    let held = match busy::take(&store, &plan.name, on_busy, &stopped)? {
+    let held = match busy::take(&store, &plan.name, args.on_busy, &stopped)? {
         Turn::Ours(held) => held,
         Turn::Leave(code) => return Ok(Executed { code, run: None }),
     };
-    let jobs = global.jobs.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);
-    let options = Options { jobs, force, settings };
+    let options = Options { budget, selected, keep_going: args.keep_going, settings };
     let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
     match global.json {
         true => sinks.push(Box::new(JsonLines::new(std::io::stdout()))),
@@ -128,7 +135,7 @@ pub fn execute(global: &Global, plan: &Plan, force: bool, on_busy: OnBusy, expor
     let sink = Redacting { secrets: alarm.secrets(), inner: sink };
     let run = begun.name.clone();
     let ended = Run::new(begun, plan, &outside, &store, &options, &sink, &stop).finish();
-    if let Some(folder) = export {
+    if let Some(folder) = &args.export {
         copy_out(&ended.outputs, folder)?;
     }
     drop(sink);
@@ -145,8 +152,10 @@ pub fn execute(global: &Global, plan: &Plan, force: bool, on_busy: OnBusy, expor
 
 /// Copies named results to a folder, each under its file's name; what is there already is replaced whole.
 fn copy_out(outputs: &std::collections::BTreeMap<String, String>, folder: &Path) -> Result<(), StageError> {
-    fs::create_dir_all(folder).doing(|| format!("making {}", folder.display()))?;
-    for path in outputs.values().map(Path::new) {
+    for (name, path) in outputs.iter().map(|(name, path)| (name, Path::new(path))) {
+        // A variant's results have a folder of their own.
+        let folder = name.split_once('@').map_or_else(|| folder.to_owned(), |(_, values)| folder.join(values));
+        fs::create_dir_all(&folder).doing(|| format!("making {}", folder.display()))?;
         let target = folder.join(path.file_name().unwrap_or_default());
         let copying = || format!("copying {} to {}", path.display(), target.display());
         let temporary = durable::temporary_sibling(&target);

@@ -263,7 +263,7 @@ fn a_failure_skips_what_needs_it_and_lets_the_rest_finish() {
             server.stage("other")
         ),
     );
-    let said = scratch.episteme(&["run", "p.toml", "--json"]);
+    let said = scratch.episteme(&["run", "p.toml", "--json", "--keep-going"]);
     assert_eq!(said.code, Some(1));
     assert_eq!(said.statuses(), statuses([("raw", "ran"), ("rows", "failed"), ("clean", "skipped"), ("other", "ran")]));
     assert_eq!(said.finished()["ok"], false);

@@ -75,6 +75,9 @@ pub fn all(command: &Command, context: &RunContext) -> Result<Vec<(String, OsStr
         ALWAYS.iter().filter_map(|name| env::var_os(name).map(|value| ((*name).to_owned(), value))).collect();
     all.push(("LANG".into(), LANG.into()));
     all.push(("EPISTEME_OUTPUT".into(), context.output().into()));
+    if let Some(cores) = env::var_os("EPISTEME_CORES") {
+        all.extend(["EPISTEME_CORES", "OMP_NUM_THREADS"].map(|name| (name.to_owned(), cores.clone())));
+    }
     for name in command.inputs.keys() {
         // Several are told apart as in PATH.
         let paths = env::join_paths(text::paths(context, name)).unwrap_or_default();

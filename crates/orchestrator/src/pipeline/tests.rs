@@ -8,7 +8,7 @@ use crate::registry;
 fn plan(text: &str, sets: &[&str]) -> Result<Plan, Problems> {
     let types = registry::stages();
     let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
-    Plan::new(Pipeline::parse(Path::new("p.toml"), text.to_owned(), &sets, &types), &types)
+    Plan::new(Pipeline::parse(Path::new("p.toml"), text.to_owned(), Given { sets: &sets, params: &[] }, &types), &types)
 }
 
 /// The report as it stands on a terminal 100 wide, without colours.
@@ -146,7 +146,7 @@ fn a_pipeline_without_stages_says_how_to_declare_one() {
 
 #[test]
 fn a_file_that_is_not_there_says_which_and_what_to_write() {
-    let Err(problems) = Pipeline::load(Path::new("not/there.toml"), &[], &[]) else { panic!("it is there") };
+    let Err(problems) = Pipeline::load(Path::new("not/there.toml"), Given::default(), &[]) else { panic!("it is there") };
     assert!(problems.problems[0].message.starts_with("cannot read not/there.toml: "));
     assert!(problems.problems[0].help.is_some());
 }
