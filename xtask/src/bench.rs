@@ -3,6 +3,8 @@
 //! The peers are scripts that a user would have written instead; `EPISTEME_PEERS` names their folder, and
 //! `EPISTEME_PEER_PYTHON` a Python that has what they import. Without them only ours are measured, and that is said.
 
+mod orchestrator;
+
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +19,7 @@ pub(super) fn bench(args: &[String]) -> Done {
     match args.first().map(String::as_str) {
         Some("learn") => learn(),
         Some("mnist") => mnist(),
-        Some("orchestrator") => orchestrator(),
+        Some("orchestrator") => orchestrator::bench(),
         _ => {
             eprintln!("cargo xtask bench learn | mnist | orchestrator");
             Err(2)
@@ -174,20 +176,6 @@ fn mnist() -> Done {
             println!("mnist_keras_over_episteme {:.2} times", total / seconds);
         }
     }
-    remove(&store)
-}
-
-/// What the orchestrator costs: a first run of the small job, a run with nothing to do, the version.
-fn orchestrator() -> Done {
-    let store = scratch("orchestrator")?;
-    let run = || -> Command {
-        let mut command = episteme(&store);
-        command.args(["run", "pipelines/digits.toml", "--quiet"]);
-        command
-    };
-    println!("episteme_digits_first {:.2} s", timed(&mut run())?.0);
-    println!("episteme_digits_noop {:.1} ms", 1000.0 * median(|| Ok(timed(&mut run())?.0))?);
-    println!("episteme_version {:.1} ms", 1000.0 * median(|| Ok(timed(episteme(&store).arg("--version"))?.0))?);
     remove(&store)
 }
 
