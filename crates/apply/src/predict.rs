@@ -8,7 +8,7 @@ use arrow::datatypes::{DataType, Field, Schema};
 use artifact::{Doing, InputRef, Kind, Outcome, RunContext, Stage, StageError, StageName};
 use dataset::{Split, table};
 use network::metrics::{Metrics, argmax};
-use network::{Input, Normalisation, Shape};
+use network::{Device, Input, Normalisation, Shape};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +30,9 @@ pub struct Predict {
     /// Whether images are judged in several views, whose probabilities are averaged.
     #[serde(default, skip_serializing_if = "Views::is_one")]
     pub views: Views,
+    /// Where the network judges: `cpu`; `cuda`, an NVIDIA GPU; or `auto`, a GPU where there is one. Needs an episteme built with CUDA.
+    #[serde(default, skip_serializing_if = "Device::is_cpu")]
+    pub device: Device,
 }
 
 /// In which views an image is judged (test-time augmentation).
@@ -98,7 +101,11 @@ impl Stage for Predict {
     }
 
     fn run(&self, context: &RunContext) -> Result<Outcome, StageError> {
-        let knowledge = Knowledge::read(&context.input("model")?.path)?;
+        let mut knowledge = Knowledge::read(&context.input("model")?.path)?;
+        let placement = knowledge.network.place(self.device).map_err(|error| StageError::new(error.to_string()))?;
+        if let Some(note) = placement.note() {
+            context.info(note);
+        }
         let data = context.input("data")?;
         let examples = Examples::open(data, &knowledge.fitted)?;
         let rows = self.rows(&examples);

@@ -36,6 +36,9 @@ pub fn card(model: &Model, examples: &Examples) -> String {
         config.class_weights,
         config.seed()
     );
+    if let Some(gpu) = &model.gpu {
+        let _ = writeln!(text, "| computed on | {gpu} |");
+    }
     let metrics = &model.metrics;
     let _ = writeln!(
         text,

@@ -36,6 +36,9 @@ struct Header {
     format: u32,
     /// The config that the training follows: another one does not go on from here.
     config: Classifier,
+    /// The GPU that computed, if one did: another device would not go on to the same bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    gpu: Option<String>,
     standing: Standing,
     /// Sizes of the blobs: weights, optimiser, best weights, averaged weights.
     sizes: [usize; 4],
@@ -70,7 +73,7 @@ impl Checkpoints {
     ///
     /// # Errors
     /// When the folder cannot be written.
-    pub fn write(&self, config: &Classifier, state: &mut State) -> Result<(), StageError> {
+    pub fn write(&self, config: &Classifier, gpu: Option<&str>, state: &mut State) -> Result<(), StageError> {
         let current = state.network.snapshot();
         let mut weights_of = |snapshot: Option<&Snapshot>| match snapshot {
             None => Ok(Vec::new()),
@@ -87,8 +90,13 @@ impl Checkpoints {
             best.map_err(failed)?,
             average.map_err(failed)?,
         ];
-        let header =
-            Header { format: FORMAT, config: config.clone(), standing: state.standing.clone(), sizes: blobs.each_ref().map(Vec::len) };
+        let header = Header {
+            format: FORMAT,
+            config: config.clone(),
+            gpu: gpu.map(str::to_owned),
+            standing: state.standing.clone(),
+            sizes: blobs.each_ref().map(Vec::len),
+        };
         let mut bytes = serde_json::to_vec(&header).doing(|| "writing a checkpoint's header".into())?;
         bytes.push(b'\n');
         blobs.iter().for_each(|blob| bytes.extend_from_slice(blob));
@@ -101,21 +109,23 @@ impl Checkpoints {
         durable::write_file(&self.path, &bytes).doing(writing)
     }
 
-    /// Puts the state back that an interrupted training of this config left. False if there is none, or none of use.
+    /// Puts the state back that an interrupted training of this config on this device left. False if there is none, or none of use.
     ///
     /// # Errors
     /// When a sound checkpoint does not fit the network.
-    pub fn read(&self, config: &Classifier, state: &mut State) -> Result<bool, StageError> {
+    pub fn read(&self, config: &Classifier, gpu: Option<&str>, state: &mut State) -> Result<bool, StageError> {
         let Ok(bytes) = std::fs::read(&self.path) else { return Ok(false) };
         let Some((header, blobs)) = parse(&bytes) else { return Ok(false) };
-        if header.format != FORMAT || serde_json::to_value(&header.config).ok() != serde_json::to_value(config).ok() {
+        let is_alike = serde_json::to_value(&header.config).ok() == serde_json::to_value(config).ok() && header.gpu.as_deref() == gpu;
+        if header.format != FORMAT || !is_alike {
             return Ok(false);
         }
         let architecture = state.network.architecture().clone();
         let load = |bytes: &[u8]| Network::from_safetensors(&architecture, config.seed(), bytes).map_err(failed);
         let snapshot = |bytes: &[u8]| if bytes.is_empty() { Ok(None) } else { load(bytes).map(|network| Some(network.snapshot())) };
         let [weights, optimiser, best, average] = blobs;
-        state.network = load(weights)?;
+        // Where it computes stays as it is.
+        state.network.restore(&load(weights)?.snapshot()).map_err(failed)?;
         state.optimiser.load(&state.network, optimiser).map_err(failed)?;
         (state.best, state.average) = (snapshot(best)?, snapshot(average)?);
         state.standing = header.standing;

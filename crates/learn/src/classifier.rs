@@ -1,7 +1,7 @@
 //! `learn.classifier`: the config, and the way from a processed dataset to a model artifact.
 
 use artifact::{ConfigProblem, InputRef, Kind, Outcome, RunContext, Stage, StageError, StageName};
-use network::{Architecture, LayerSpec, LossOptions, OptimiserConfig, Shape};
+use network::{Architecture, Device, LayerSpec, LossOptions, OptimiserConfig, Shape};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -75,6 +75,10 @@ pub struct Classifier {
     /// Ends when the watched measure has not improved for `patience` epochs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub early_stopping: Option<EarlyStopping>,
+    /// Where the network learns: `cpu`; `cuda`, an NVIDIA GPU; or `auto`, a GPU where there is one. Needs an episteme built with CUDA. What
+    /// is learnt differs between devices in the last bits of a step.
+    #[serde(default, skip_serializing_if = "Device::is_cpu")]
+    pub device: Device,
     /// The seed of weights, order and dropout; the pipeline's if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,

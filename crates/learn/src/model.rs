@@ -66,6 +66,8 @@ pub struct Model {
     pub network: Network,
     /// How it was trained.
     pub config: Classifier,
+    /// The GPU that computed, if one did.
+    pub gpu: Option<String>,
 }
 
 impl Model {
@@ -77,7 +79,14 @@ impl Model {
             classes: examples.classes().to_vec(),
             kept_epoch: trained.kept,
         };
-        Self { declaration, history: trained.history, metrics: trained.metrics, network: trained.network, config: config.clone() }
+        Self {
+            declaration,
+            history: trained.history,
+            metrics: trained.metrics,
+            network: trained.network,
+            config: config.clone(),
+            gpu: trained.gpu,
+        }
     }
 
     /// Writes all files of the artifact; `f.json` is copied byte for byte.
@@ -111,7 +120,11 @@ impl Model {
             ("validation.log_loss".to_owned(), self.metrics.log_loss),
         ]);
         let report = self.network.report();
-        let schema = serde_json::json!({ "classes": self.declaration.classes, "parameters": report.parameters(), "flops": report.flops() });
+        let mut schema =
+            serde_json::json!({ "classes": self.declaration.classes, "parameters": report.parameters(), "flops": report.flops() });
+        if let Some(gpu) = &self.gpu {
+            schema["gpu"] = gpu.as_str().into();
+        }
         let outputs = [("weights", WEIGHTS_FILE), ("card", "card.md")].map(|(name, path)| (name.to_owned(), path.to_owned()));
         Outcome { rows: None, schema, metrics, outputs: outputs.into() }
     }

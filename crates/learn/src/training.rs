@@ -32,6 +32,8 @@ pub struct Trained {
     pub kept: u32,
     /// The kept weights on the validation split; on the train split where there is none.
     pub metrics: Metrics,
+    /// The GPU that computed, if one did.
+    pub gpu: Option<String>,
 }
 
 /// Trains as the config says.
@@ -74,6 +76,15 @@ fn judged_rows<'e>(examples: &'e Examples, context: &RunContext) -> &'e [usize] 
     examples.validation()
 }
 
+/// Takes the network to the device that is asked for; the GPU's name, if it is one.
+fn place(network: &mut Network, config: &Classifier, context: &RunContext) -> Result<Option<String>, StageError> {
+    let placement = network.place(config.device).map_err(|error| StageError::new(error.to_string()))?;
+    if let Some(note) = placement.note() {
+        context.info(note);
+    }
+    Ok(placement.gpu().map(str::to_owned))
+}
+
 struct Training<'a> {
     config: &'a Classifier,
     examples: &'a Examples,
@@ -84,6 +95,7 @@ struct Training<'a> {
     /// Time in which the network learnt, and how much of it the loader kept it waiting.
     learnt: Duration,
     waited: Duration,
+    gpu: Option<String>,
     state: State,
 }
 
@@ -96,6 +108,7 @@ impl<'a> Training<'a> {
         context: &'a RunContext<'a>,
     ) -> Result<Self, StageError> {
         let mut network = Network::new(architecture, config.seed()).map_err(failed)?;
+        let gpu = place(&mut network, config, context)?;
         fit_whitening(&mut network, examples)?;
         let mut optimiser = Optimiser::new(&config.optimiser, &network).map_err(failed)?;
         optimiser.set_clip_norm(config.clip_norm);
@@ -103,17 +116,17 @@ impl<'a> Training<'a> {
         let mut state = State { standing: Standing::default(), network, optimiser, best: None, average };
         let checkpoints = context.settings().scratch.as_deref().map(Checkpoints::within);
         if let Some(checkpoints) = &checkpoints
-            && checkpoints.read(config, &mut state)?
+            && checkpoints.read(config, gpu.as_deref(), &mut state)?
         {
             let (epoch, steps) = (state.standing.history.len() + 1, state.standing.steps);
             context.info(format!("goes on from a checkpoint: epoch {epoch}, {steps} steps done"));
         }
         let kernels = state.network.kernels();
-        if !kernels.is_empty() {
+        if gpu.is_none() && !kernels.is_empty() {
             context.info(format!("convolutions: {}", kernels.join("; ")));
         }
         let none = Duration::ZERO;
-        Ok(Self { config, examples, loss, context, checkpoints, last_checkpoint: Instant::now(), learnt: none, waited: none, state })
+        Ok(Self { config, examples, loss, context, checkpoints, last_checkpoint: Instant::now(), learnt: none, waited: none, gpu, state })
     }
 
     /// The epoch at work, from 1.
@@ -189,7 +202,7 @@ impl<'a> Training<'a> {
     fn checkpoint(&mut self) -> Result<(), StageError> {
         self.last_checkpoint = Instant::now();
         match &self.checkpoints {
-            Some(checkpoints) => checkpoints.write(self.config, &mut self.state),
+            Some(checkpoints) => checkpoints.write(self.config, self.gpu.as_deref(), &mut self.state),
             None => Ok(()),
         }
     }
@@ -256,7 +269,7 @@ impl<'a> Training<'a> {
             self.state.network.restore(&weights).map_err(failed)?;
         }
         let metrics = self.measure(judged)?;
-        Ok(Trained { network: self.state.network, history, kept, metrics })
+        Ok(Trained { network: self.state.network, history, kept, metrics, gpu: self.gpu })
     }
 }
 

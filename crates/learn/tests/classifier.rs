@@ -140,3 +140,62 @@ fn values_out_of_range_are_named_by_key_before_anything_runs() {
     let found: Vec<String> = wrong.check().into_iter().map(|problem| problem.path.join(".")).collect();
     assert_eq!(found, ["epochs", "batch", "label_smoothing", "warm_up", "clip_norm", "average", "augment.crop", "layers.0"]);
 }
+
+/// The files of a model, by name.
+fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = fs::read_dir(dir).expect("it is there").map(|entry| entry.expect("it is there").path());
+    entries.map(|path| (path.file_name().expect("a name").to_string_lossy().into_owned(), fs::read(&path).expect("it is there"))).collect()
+}
+
+/// With CUDA in the program, and a GPU in the machine, it is another story.
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn where_there_is_no_gpu_auto_gives_the_very_files_of_the_cpu_and_says_so_in_a_line() {
+    let dir = tempfile::tempdir().expect("a folder");
+    processed(dir.path(), 5);
+    let (cpu, auto) = (dir.path().join("cpu"), dir.path().join("auto"));
+    run(dir.path(), &cpu, serde_json::json!({})).0.expect("it learns");
+    let (outcome, events) = run(dir.path(), &auto, serde_json::json!({ "device": "auto" }));
+    outcome.expect("it learns");
+    assert!(files(&cpu) == files(&auto));
+    let is_said = |event: &Event| matches!(event, Event::Log { message, .. } if message.starts_with("computes on the CPU, since no GPU"));
+    assert_eq!(events.iter().filter(|event| is_said(event)).count(), 1, "{events:?}");
+}
+
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn a_gpu_that_cannot_be_had_is_told_with_what_to_do() {
+    let dir = tempfile::tempdir().expect("a folder");
+    processed(dir.path(), 5);
+    let error = run(dir.path(), &dir.path().join("model"), serde_json::json!({ "device": "cuda" })).0.expect_err("there is none");
+    assert!(error.message.contains("there is no GPU to compute on") && error.message.contains("cargo xtask cuda build"), "{error}");
+}
+
+#[test]
+fn the_device_is_part_of_what_a_model_is_asked_for_and_the_cpu_goes_without_saying() {
+    let key = |more: serde_json::Value| {
+        let config: Box<dyn artifact::stage::AnyStage> = Box::new(config(more));
+        config.cache_key(&BTreeMap::new(), None).expect("a key")
+    };
+    let unsaid = key(serde_json::json!({}));
+    assert_eq!(unsaid, key(serde_json::json!({ "device": "cpu" })));
+    assert!(unsaid != key(serde_json::json!({ "device": "auto" })) && unsaid != key(serde_json::json!({ "device": "cuda" })));
+}
+
+/// Run by `cargo xtask cuda test`.
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "it needs a GPU: cargo xtask cuda test"]
+fn a_gpu_learns_what_the_cpu_does_the_same_bytes_each_time_and_the_card_names_it() {
+    let dir = tempfile::tempdir().expect("a folder");
+    processed(dir.path(), 5);
+    let learnt = |name: &str, device: &str| {
+        let output = dir.path().join(name);
+        let outcome = run(dir.path(), &output, serde_json::json!({ "device": device, "epochs": 8 })).0.expect("it learns");
+        (outcome.metrics["validation.log_loss"], files(&output))
+    };
+    let (cpu, gpu, again) = (learnt("cpu", "cpu"), learnt("gpu", "cuda"), learnt("again", "cuda"));
+    assert!((cpu.0 - gpu.0).abs() < 0.01, "a loss of {} for {}", gpu.0, cpu.0);
+    assert!(gpu.1 == again.1, "two trainings on the GPU differ");
+    assert!(String::from_utf8_lossy(&gpu.1["card.md"]).contains("| computed on |"));
+}

@@ -28,12 +28,13 @@ fn mix(mut z: u64) -> u64 {
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
 impl Dropout {
-    fn key(&self, seed: u64, step: u64) -> u64 {
+    /// What a step's mask is drawn from.
+    pub(crate) fn key(&self, seed: u64, step: u64) -> u64 {
         mix(mix(mix(seed.wrapping_add(GOLDEN)) ^ step.wrapping_mul(GOLDEN)) ^ (self.layer as u64 + 1))
     }
 
     /// Zeroes a share of the values and scales the others up. Value `unit` of example `n` is number `n * len + unit`.
-    fn mask(&self, key: u64, values: &mut [f32]) {
+    pub(crate) fn mask(&self, key: u64, values: &mut [f32]) {
         let threshold = (f64::from(self.rate) * 2f64.powi(64)) as u64;
         let scale = 1.0 / (1.0 - self.rate);
         values.par_chunks_mut(RANGE).enumerate().for_each(|(chunk, values)| {

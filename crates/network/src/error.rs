@@ -36,6 +36,12 @@ pub enum NetworkError {
     /// A weights file cannot be read or does not fit the network.
     #[error("reading weights: {0}")]
     Weights(String),
+    /// The device could not do its work, or cannot be had.
+    #[error("computing on the device: {0}")]
+    Device(String),
+    /// There is no GPU to compute on.
+    #[error("there is no GPU to compute on: {0}. `device = \"auto\"` takes the CPU then, as `device = \"cpu\"` always does")]
+    NoDevice(String),
     /// The tensor library refused an operation.
     #[error("computing on the tape: {0}")]
     Tape(String),

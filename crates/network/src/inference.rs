@@ -47,13 +47,16 @@ struct Pass<'a> {
 impl Network {
     /// The logits of each example, `[examples, classes]`: dropout does nothing, batch norms use their running statistics.
     ///
-    /// What comes out for an example has the same bits whatever examples come with it and however many threads there are.
+    /// On this processor, what comes out for an example has the same bits whatever examples come with it and however many threads there are.
     ///
     /// # Errors
     ///
     /// If the input does not hold a whole number of examples.
     pub fn logits(&self, input: Input<'_>) -> Result<Vec<f32>, NetworkError> {
         let count = self.count(input)?;
+        if let Some(accelerator) = &self.accelerator {
+            return accelerator.logits(self.state(), input.to_values());
+        }
         let (input_len, classes) = (self.architecture().input.len(), self.classes());
         let mut out = vec![0.0; count * classes];
         if count == 1 {

@@ -10,6 +10,7 @@
 //! | learn | [`Network::train_step`]`(Batch { input, labels }, &mut optimiser, &LossOptions)` gives a [`StepReport`] `{ loss, correct }` |
 //! | judge | [`Network::evaluate`]`(batch, &LossOptions)` gives the same without learning |
 //! | keep | [`Network::snapshot`] and [`Network::restore`]; [`Network::to_safetensors`] and [`Network::from_safetensors`] |
+//! | speed up | [`Network::place`]`(Device::Cuda)`, with the feature `cuda` |
 //! | go on | [`Optimiser::to_safetensors`] and [`Optimiser::load`] |
 //! | apply | [`Network::logits`] and [`Network::probabilities`], from a shared reference, on any thread |
 //!
@@ -48,15 +49,20 @@
 //! # Rooms
 //!
 //! `layer`, `architecture`: the declaration. `plan`: layers become blocks. `conv`, `dense`, `pool`, `batchnorm`, `dropout`, `residual`,
-//! `loss`: the operations. `tape`: how they hang on dfdx. `network`, `inference`, `optimiser`, `weights`: what users hold.
+//! `loss`: the operations. `tape`: how they hang on dfdx. `portable`: the same by dfdx's operations alone, for its other devices; `accelerator`, `cuda`,
+//! `device`: how a network comes to compute there. `network`, `inference`, `optimiser`, `weights`: what users hold.
 #![cfg_attr(test, allow(clippy::needless_range_loop))]
 
+mod accelerator;
 mod activation;
 mod architecture;
 mod batchnorm;
 mod conv;
 mod conv_op;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod dense;
+mod device;
 mod dropout;
 mod error;
 mod examples;
@@ -72,6 +78,8 @@ mod optimiser;
 mod partition;
 mod plan;
 mod pool;
+#[cfg(any(test, feature = "cuda"))]
+mod portable;
 mod residual;
 mod scratch;
 mod simd;
@@ -83,6 +91,7 @@ mod whiten;
 mod reference;
 
 pub use architecture::{Architecture, ArchitectureError, ArchitectureReport, LayerReport, Problem, Shape};
+pub use device::{Device, Placement};
 pub use error::NetworkError;
 pub use examples::{Input, Normalisation};
 pub use layer::{Activation, Axes, BatchNormalisation, Convolution, LayerParseError, LayerSpec, Padding, PoolKind, Pooling, Residual};

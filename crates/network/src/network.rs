@@ -8,6 +8,7 @@ use dfdx::{
 };
 
 use crate::{
+    accelerator::{Accelerator, Lesson, State},
     architecture::{Architecture, ArchitectureReport, Place},
     batchnorm::Running,
     conv_op,
@@ -36,6 +37,8 @@ pub(crate) struct Parameter {
     learns: Learns,
     /// Whether it is left as it is now.
     pub(crate) is_frozen: bool,
+    /// Goes up whenever the values change.
+    version: u64,
 }
 
 impl Parameter {
@@ -58,11 +61,13 @@ impl Parameter {
 
     /// After a step of the optimiser.
     fn refresh(&mut self) {
+        self.version += 1;
         self.prepared.take();
         self.tensor.copy_into(Arc::make_mut(&mut self.values).as_mut_slice());
     }
 
     pub(crate) fn set(&mut self, values: &[f32]) {
+        self.version += 1;
         self.prepared.take();
         self.tensor.copy_from(values);
         Arc::make_mut(&mut self.values).copy_from_slice(values);
@@ -98,6 +103,8 @@ pub struct Network {
     pub(crate) parameters: Vec<Parameter>,
     /// The batch norms' running statistics in order.
     pub(crate) running: Vec<Running>,
+    /// What computes in place of this processor.
+    pub(crate) accelerator: Option<Accelerator>,
 }
 
 /// Where a block's weights begin in the lists of the network.
@@ -151,12 +158,18 @@ impl Network {
                 running.push(Running::new(norm.channels));
             }
         }
-        Ok(Network { architecture: architecture.clone(), report, seed, device, blocks, parameters, running })
+        Ok(Network { architecture: architecture.clone(), report, seed, device, blocks, parameters, running, accelerator: None })
     }
 
     /// The layers it was made from.
     pub fn architecture(&self) -> &Architecture {
         &self.architecture
+    }
+
+    /// The seed of its first weights and of its dropout masks.
+    #[cfg(test)]
+    pub(crate) fn seed(&self) -> u64 {
+        self.seed
     }
 
     /// Shapes, parameters and costs; `Display` is a table for users.
@@ -256,6 +269,15 @@ impl Network {
         step: u64,
         options: &LossOptions,
     ) -> Result<(StepReport, Vec<Vec<f32>>), NetworkError> {
+        if let Some(accelerator) = &self.accelerator {
+            let (input, labels) = (batch.input.to_values(), batch.labels.to_vec());
+            let lesson = Lesson { input, labels, options: options.clone(), seed: self.seed, step };
+            let learnt = accelerator.learn(self.state(), lesson)?;
+            self.note(&learnt.statistics);
+            let gradients = learnt.gradients.into_iter().zip(&self.parameters);
+            let gradients = gradients.map(|(gradient, parameter)| if parameter.is_frozen { Vec::new() } else { gradient }).collect();
+            return Ok((learnt.report, gradients));
+        }
         let (flow, tape, statistics) = self.forward_op(batch.input, examples, step)?;
         let (loss, report) = loss::forward_op(&flow, batch.labels, options, &self.device, tape)?;
         let mut grads = loss.try_backward()?;
@@ -265,8 +287,19 @@ impl Network {
             let gradient = std::mem::take(&mut **grads.get_or_alloc_mut(&parameter.tensor)?);
             gradients.push(if parameter.is_frozen { Vec::new() } else { gradient });
         }
-        self.running.iter_mut().zip(&statistics).for_each(|(running, (batch, momentum))| running.update(batch, *momentum));
+        self.note(&statistics);
         Ok((report, gradients))
+    }
+
+    /// Moves the running statistics towards those of a batch.
+    fn note(&mut self, statistics: &Statistics) {
+        self.running.iter_mut().zip(statistics).for_each(|(running, (batch, momentum))| running.update(batch, *momentum));
+    }
+
+    /// What an accelerator has to know.
+    pub(crate) fn state(&self) -> State {
+        let parameters = self.parameters.iter().map(|parameter| (parameter.version, parameter.values.clone())).collect();
+        State { parameters, running: self.running.clone() }
     }
 
     pub(crate) fn check_batch(&self, batch: Batch<'_>, options: &LossOptions) -> Result<usize, NetworkError> {
@@ -471,5 +504,6 @@ fn first_parameter(spec: &WeightSpec, place: &Place, seed: u64, stream: u64, dev
         role: spec.role,
         learns: spec.learns,
         is_frozen: spec.learns == Learns::Never,
+        version: 0,
     })
 }

@@ -1,0 +1,118 @@
+//! Where a network computes: on this processor, or on a GPU where there is one.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{error::NetworkError, network::Network};
+
+/// Where a network computes, as a config says it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Device {
+    /// On this processor.
+    #[default]
+    Cpu,
+    /// On the first NVIDIA GPU (`CUDA_VISIBLE_DEVICES` chooses another); fails where there is none.
+    Cuda,
+    /// On a GPU where there is one, else on this processor.
+    Auto,
+}
+
+impl Device {
+    /// Whether it is this processor, as it is unless said otherwise.
+    pub fn is_cpu(&self) -> bool {
+        *self == Device::Cpu
+    }
+}
+
+/// Where a network computes in fact.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Placement {
+    /// On this processor, as was asked.
+    Cpu,
+    /// On this processor since no GPU can be had; why not.
+    Instead(String),
+    /// On the GPU of this name.
+    Gpu(String),
+}
+
+impl Placement {
+    /// The GPU's name, where there is one.
+    pub fn gpu(&self) -> Option<&str> {
+        match self {
+            Placement::Gpu(name) => Some(name),
+            Placement::Cpu | Placement::Instead(_) => None,
+        }
+    }
+
+    /// A line for the log; none where there is nothing to say.
+    pub fn note(&self) -> Option<String> {
+        match self {
+            Placement::Cpu => None,
+            Placement::Instead(why) => Some(format!("computes on the CPU, since no GPU can be had: {why}")),
+            Placement::Gpu(name) => Some(format!("computes on {name}")),
+        }
+    }
+}
+
+impl Network {
+    /// Computes there from now on. What a step learns differs between devices in the last bits.
+    ///
+    /// # Errors
+    ///
+    /// If it is [`Device::Cuda`] and no GPU can be had; the message says why, and what to do.
+    pub fn place(&mut self, device: Device) -> Result<Placement, NetworkError> {
+        self.accelerator = None;
+        if device.is_cpu() {
+            return Ok(Placement::Cpu);
+        }
+        match start(self) {
+            Ok(name) => Ok(Placement::Gpu(name)),
+            Err(why) if device == Device::Auto => Ok(Placement::Instead(why)),
+            Err(why) => Err(NetworkError::NoDevice(why)),
+        }
+    }
+}
+
+/// Starts the GPU for a network; its name, or why there is none.
+#[cfg(feature = "cuda")]
+fn start(network: &mut Network) -> Result<String, String> {
+    let (accelerator, name) = crate::cuda::start(network)?;
+    network.accelerator = Some(accelerator);
+    Ok(name)
+}
+
+/// See above.
+#[cfg(not(feature = "cuda"))]
+fn start(_: &mut Network) -> Result<String, String> {
+    Err("this program was built without CUDA (`cargo xtask cuda build` builds one with it)".into())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::{Architecture, Shape};
+
+    fn network() -> Network {
+        let architecture = Architecture { input: Shape::Features(2), layers: vec!["dense 2".parse().unwrap()] };
+        Network::new(&architecture, 7).unwrap()
+    }
+
+    #[test]
+    fn the_cpu_is_what_is_meant_unless_said_otherwise_and_nothing_is_said_of_it() {
+        assert!(Device::default().is_cpu());
+        assert_eq!(network().place(Device::Cpu).unwrap().note(), None);
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn without_cuda_auto_says_in_a_line_that_it_takes_the_cpu_and_cuda_what_to_do() {
+        let placement = network().place(Device::Auto).unwrap();
+        assert_eq!(placement.gpu(), None);
+        let note = placement.note().unwrap();
+        assert!(note.starts_with("computes on the CPU, since no GPU can be had: this program was built without CUDA"), "{note}");
+        let error = network().place(Device::Cuda).unwrap_err().to_string();
+        assert!(error.contains("cargo xtask cuda build") && !error.contains('\n'), "{error}");
+    }
+}
