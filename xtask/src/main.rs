@@ -1,6 +1,7 @@
 //! `cargo xtask VERB`: what the project does with itself. No dependencies, so that it builds in a second.
 
 mod bench;
+mod cuda;
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -13,8 +14,11 @@ const HELP: &str = "cargo xtask VERB
                       cargo xtask pipeline run pipelines/mnist.toml --mirror DIR
                       cargo xtask pipeline --help
   test [ARGS]       builds all binaries and runs all tests; ARGS go to `cargo test`
-  ci                what must hold of every commit: fmt, clippy, docs, current reference, tests
+  ci                what must hold of every commit: fmt, clippy (of the CUDA code too), docs, current reference, tests
   docs              writes docs/pipeline-reference.md anew from the config types
+  cuda build        builds target/cuda/release/episteme for NVIDIA GPUs, on any machine; it runs without a GPU too
+  cuda test         tests it on this machine's GPU
+                      both take --compute-capability 80 and --toolkit DIR; see docs/cuda.md
   bench NAME        measures and prints `name value unit` lines: learn, mnist, orchestrator
 ";
 
@@ -26,6 +30,7 @@ fn main() -> ExitCode {
         Some("test") => test(rest),
         Some("ci") => ci(),
         Some("docs") => docs(),
+        Some("cuda") => cuda::cuda(rest),
         Some("bench") => bench::bench(rest),
         Some("help" | "--help" | "-h") => {
             print!("{HELP}");
@@ -58,6 +63,7 @@ fn ci() -> Done {
     run(cargo().args(["fmt", "--all", "--check"]))?;
     test(&[])?;
     run(cargo().args(["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    cuda::check()?;
     run(cargo().args(["doc", "--release", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))?;
     let current = std::fs::read_to_string(root().join(REFERENCE)).unwrap_or_default();
     if current != reference()? {
@@ -104,9 +110,13 @@ fn root() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
+/// Where cargo builds.
+fn target() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
 fn binary(name: &str) -> PathBuf {
-    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    target.join("release").join(name)
+    target().join("release").join(name)
 }
 
 fn run(command: &mut Command) -> Done {

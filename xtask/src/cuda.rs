@@ -1,0 +1,127 @@
+//! `cargo xtask cuda VERB`: episteme for NVIDIA GPUs, built and checked on any machine, tested where there is one.
+
+mod toolkit;
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use self::toolkit::Toolkit;
+use super::{Done, cargo, output, run, target};
+
+/// The GPUs that code is made for unless said otherwise: NVIDIA's drivers compile it further for every later one (A100, H100, B200).
+const COMPUTE_CAPABILITY: &str = "80";
+
+/// The libraries that the program opens when it is asked for a GPU, by version of CUDA the best first.
+const LIBRARIES: [&[&str]; 3] = [&["libcuda.so.1"], &["libcublasLt.so.13", "libcublasLt.so.12"], &["libcublas.so.13", "libcublas.so.12"]];
+
+/// Does what `cargo xtask cuda …` asks for.
+pub(super) fn cuda(args: &[String]) -> Done {
+    let options = Options::parse(args.get(1..).unwrap_or_default())?;
+    match args.first().map(String::as_str) {
+        Some("build") => build(&options),
+        Some("test") => test(&options),
+        _ => {
+            eprintln!("cargo xtask cuda build | test [--compute-capability N] [--toolkit DIR]");
+            Err(2)
+        }
+    }
+}
+
+/// Clippy on the CUDA code, with neither toolkit nor GPU: dfdx's `ci-check` leaves out what needs them. A build of its own for three
+/// crates; nothing else is compiled for it.
+pub(super) fn check() -> Done {
+    let features = ["--package", "episteme-network", "--features", "cuda-check", "--all-targets"];
+    run(cargo().args(["clippy", "--release"]).args(features).args(["--", "-D", "warnings"]))
+}
+
+struct Options {
+    compute_capability: String,
+    toolkit: Option<PathBuf>,
+}
+
+impl Options {
+    fn parse(args: &[String]) -> Result<Self, u8> {
+        let mut options = Self { compute_capability: COMPUTE_CAPABILITY.into(), toolkit: None };
+        for pair in args.chunks(2) {
+            match pair {
+                [key, value] if key == "--compute-capability" && value.replace('.', "").parse::<u32>().is_ok() => {
+                    options.compute_capability = value.replace('.', "");
+                }
+                [key, value] if key == "--toolkit" => options.toolkit = Some(value.into()),
+                _ => {
+                    eprintln!("`{}` is not understood: --compute-capability 80 (or 9.0), --toolkit DIR", pair.join(" "));
+                    return Err(2);
+                }
+            }
+        }
+        Ok(options)
+    }
+}
+
+/// Builds `target/cuda/release/episteme` and says what it needs where it will run.
+fn build(options: &Options) -> Done {
+    let toolkit = Toolkit::get(options.toolkit.as_deref(), &folder())?;
+    let arguments = ["build", "--release", "--package", "episteme-orchestrator", "--bin", "episteme", "--features", "cuda"];
+    run(with(&toolkit, options).args(arguments))?;
+    report(&folder().join("release/episteme"), options)
+}
+
+/// Runs the tests of the network on this machine's GPU, and a training from end to end.
+fn test(options: &Options) -> Done {
+    if !has_gpu() {
+        eprintln!(
+            "there is no NVIDIA GPU here (no driver is loaded): these tests need one. `cargo xtask ci` runs the same tests on the processor, and checks the CUDA code"
+        );
+        return Err(1);
+    }
+    let toolkit = Toolkit::get(options.toolkit.as_deref(), &folder())?;
+    for (package, tests) in [("episteme-network", "reference::portable"), ("episteme-learn", "gpu")] {
+        let mut command = with(&toolkit, options);
+        command.args(["test", "--release", "--package", package, "--features", "cuda", tests, "--", "--include-ignored"]);
+        run(command.env("EPISTEME_TEST_DEVICE", "cuda"))?;
+    }
+    Ok(())
+}
+
+/// Whether a driver is loaded; the second is that of Windows' subsystem.
+fn has_gpu() -> bool {
+    ["/proc/driver/nvidia/version", "/dev/dxg"].iter().any(|path| Path::new(path).exists())
+}
+
+/// A cargo that finds the toolkit. What is built goes into a folder of its own; what lies between is shared with the build without CUDA, so
+/// that only those crates are compiled that differ.
+fn with(toolkit: &Toolkit, options: &Options) -> Command {
+    let mut cargo = cargo();
+    let path = env::var_os("PATH").unwrap_or_default();
+    let path = env::join_paths([toolkit.programs.clone()].into_iter().chain(env::split_paths(&path))).unwrap_or(path);
+    cargo.env("CUDA_PATH", &toolkit.root).env("PATH", path).env("CUDA_COMPUTE_CAP", &options.compute_capability);
+    cargo.env("CARGO_TARGET_DIR", folder()).env("CARGO_BUILD_BUILD_DIR", shared());
+    cargo
+}
+
+fn folder() -> PathBuf {
+    shared().join("cuda")
+}
+
+/// Where the build without CUDA is, as cargo itself spells it: another spelling would be another build.
+fn shared() -> PathBuf {
+    target().canonicalize().unwrap_or_else(|_| target())
+}
+
+/// What the program needs: at its start, and when a GPU is asked for.
+fn report(program: &Path, options: &Options) -> Done {
+    let linked = output(Command::new("ldd").arg(program))?;
+    let linked: Vec<&str> = linked.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    println!("{} (for compute capability {} and above)", program.display(), options.compute_capability);
+    println!("loaded at its start, as without CUDA: {}", linked.join(" "));
+    let known = output(Command::new("/sbin/ldconfig").arg("-p")).unwrap_or_default();
+    println!("opened when a stage says `device = \"cuda\"` or \"auto\":");
+    for library in LIBRARIES {
+        let here =
+            if library.iter().any(|name| known.contains(name)) { "the system has it" } else { "the system's folders do not have it" };
+        println!("  {:40} {here}", library.join(" or "));
+    }
+    println!("looked for in $EPISTEME_CUDA_LIBRARIES, the system's folders, a CUDA toolkit, and $VIRTUAL_ENV's wheels; see docs/cuda.md");
+    Ok(())
+}
