@@ -200,6 +200,9 @@ fn pipelines_are_put_into_the_crontab_and_taken_out_and_all_else_stays() {
     let table = fs::read_to_string(scratch.path().join("table")).expect("a table");
     assert!(table.starts_with(others) && table.matches("15 2 * * * ").count() == 1, "{table}");
     assert!(scheduled(&scratch, &["schedule", "list"]).ok().stdout.contains("scored  15 2 * * *"));
+    let waits = |text: String| text.split("15 2 * * * sleep ").nth(1)?.split(';').next()?.parse::<u64>().ok();
+    let drawn = [(); 2].map(|()| waits(scheduled(&scratch, &["schedule", "print", "p.toml", "--jitter", "1h"]).ok().stdout));
+    assert!(drawn[0].is_some_and(|seconds| (1..=3600).contains(&seconds)) && drawn[0] == drawn[1], "{drawn:?}");
     scheduled(&scratch, &["schedule", "remove", "scorde"]).fails(2, &["did you mean `scored`?"]);
     scheduled(&scratch, &["schedule", "remove", "scored"]).ok();
     assert_eq!(fs::read_to_string(scratch.path().join("table")).expect("a table"), others);
@@ -211,12 +214,15 @@ fn pipelines_are_put_into_the_crontab_and_taken_out_and_all_else_stays() {
 fn systemd_gets_a_service_and_a_timer_and_loses_them_again() {
     let scratch = Scratch::new();
     scratch.write("p.toml", scored("schedule = '*/30 9 * * mon-fri'"));
-    scheduled(&scratch, &["schedule", "install", "--systemd", "p.toml"]).ok();
+    scheduled(&scratch, &["schedule", "install", "--systemd", "--jitter", "2m", "p.toml"]).ok();
     let units = scratch.path().join("config/systemd/user");
     let texts: Vec<String> =
         fs::read_dir(&units).expect("units").flatten().map(|entry| fs::read_to_string(entry.path()).expect("a unit")).collect();
     assert_eq!(texts.len(), 2);
-    assert!(texts.iter().any(|text| text.contains("OnCalendar=Mon,Tue,Wed,Thu,Fri *-*-* 09:00,30:00")), "{texts:?}");
+    assert!(
+        texts.iter().any(|text| text.contains("OnCalendar=Mon,Tue,Wed,Thu,Fri *-*-* 09:00,30:00\nRandomizedDelaySec=120\n")),
+        "{texts:?}"
+    );
     assert!(texts.iter().any(|text| text.contains("ExecStart=\"") && text.contains("\"--on-busy\" \"skip\"")), "{texts:?}");
     let listed = json(&scheduled(&scratch, &["schedule", "list", "--json"]).ok().stdout);
     assert_eq!(listed["pipelines"][0]["pipeline"], "scored");

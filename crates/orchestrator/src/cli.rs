@@ -295,6 +295,10 @@ pub enum ScheduleVerb {
         /// The pipeline files
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
+        /// Starts runs later than they are due by a part of this span, so that not all start at once: 30s, 5m. In a crontab the part is
+        /// always the same for a pipeline; systemd draws it anew each time
+        #[arg(long, value_name = "SPAN", default_value = "0s", value_parser = crate::span::parse)]
+        jitter: std::time::Duration,
     },
     /// Puts pipelines into your crontab, each in a block of its own; again replaces it
     Install {
@@ -304,6 +308,10 @@ pub enum ScheduleVerb {
         /// As systemd user timers
         #[arg(long)]
         systemd: bool,
+        /// Starts runs later than they are due by a part of this span, so that not all start at once: 30s, 5m. In a crontab the part is
+        /// always the same for a pipeline; systemd draws it anew each time
+        #[arg(long, value_name = "SPAN", default_value = "0s", value_parser = crate::span::parse)]
+        jitter: std::time::Duration,
     },
     /// Lists the pipelines in your crontab and among systemd's user timers
     List,

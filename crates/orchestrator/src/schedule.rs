@@ -7,6 +7,9 @@ pub mod install;
 pub mod systemd;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use artifact::Digest;
 
 use crate::plan::Plan;
 use crate::schedule::calendar::Calendar;
@@ -48,11 +51,26 @@ pub struct Job {
     /// Program and arguments of a run. Paths are absolute, since cron starts in the home folder. Two runs of one pipeline
     /// never overlap: the second leaves quietly.
     pub command: Vec<String>,
+    /// It starts later than it is due by a part of this.
+    pub jitter: Duration,
+}
+
+/// What cron gives a run beyond its pipeline.
+pub struct Given<'a> {
+    /// The store's folder, absolute.
+    pub store: &'a Path,
+    /// Mirrors, absolute.
+    pub mirrors: &'a [String],
+    /// As `--set` has them.
+    pub sets: &'a [String],
+    /// As `--jitter` has it.
+    pub jitter: Duration,
 }
 
 impl Job {
     /// None for a pipeline without a schedule.
-    pub fn new(plan: &Plan, executable: &Path, store: &Path, mirrors: &[String], sets: &[String]) -> Option<Self> {
+    pub fn new(plan: &Plan, executable: &Path, given: &Given<'_>) -> Option<Self> {
+        let Given { store, mirrors, sets, jitter } = *given;
         let calendar = Calendar::new(plan.schedule.as_ref()?)?;
         let file = plan.file.canonicalize().unwrap_or_else(|_| plan.file.clone());
         let text = |path: &Path| path.to_string_lossy().into_owned();
@@ -60,7 +78,7 @@ impl Job {
         command.extend(mirrors.iter().flat_map(|mirror| ["--mirror".to_owned(), mirror.clone()]));
         command.extend(sets.iter().flat_map(|set| ["--set".to_owned(), set.clone()]));
         command.extend(["--on-busy", "skip", "--quiet"].map(str::to_owned));
-        Some(Self { name: plan.name.clone(), file, calendar, command })
+        Some(Self { name: plan.name.clone(), file, calendar, command, jitter })
     }
 }
 
@@ -71,7 +89,18 @@ pub fn crontab(plan: &Plan, job: &Job, store: &Path) -> String {
     let schedule = plan.schedule.as_deref().unwrap_or_default();
     let command: Vec<String> = job.command.iter().map(|word| quoted(word)).collect();
     let log = quoted(&store.join("runs").join(format!("{}.cron.log", plan.name)).to_string_lossy());
-    format!("# {comment}\n{schedule} {} >> {log} 2>&1\n", command.join(" "))
+    let wait = match job.jitter.mul_f64(share(&job.file.to_string_lossy())).as_secs() {
+        0 => String::new(),
+        seconds => format!("sleep {seconds}; "),
+    };
+    format!("# {comment}\n{schedule} {wait}{} >> {log} 2>&1\n", command.join(" "))
+}
+
+/// From 0 to 1: always the same for a text, and another for another.
+pub fn share(text: &str) -> f64 {
+    let digest = Digest::of(text.as_bytes());
+    let part = u16::from_le_bytes([digest.as_bytes()[0], digest.as_bytes()[1]]);
+    f64::from(part) / f64::from(u16::MAX)
 }
 
 /// Quoted for the shell, and with `%`, which crontab takes for a line break, escaped.

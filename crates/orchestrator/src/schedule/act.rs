@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use artifact::worker::{DONE, INTERRUPTED, stop_flag};
 use artifact::{Doing, ObjectStore, StageError};
@@ -11,7 +12,7 @@ use crate::cli::{Global, ScheduleVerb};
 use crate::plan::Plan;
 use crate::schedule::foreground::Scheduler;
 use crate::schedule::install::{Block, Crontab};
-use crate::schedule::{Job, systemd};
+use crate::schedule::{Given, Job, systemd};
 use crate::verbs::{load, print_json, settings};
 use crate::{Failure, schedule};
 
@@ -21,44 +22,45 @@ use crate::{Failure, schedule};
 /// When a pipeline is wrong or has no schedule, or `crontab` or `systemctl` fails.
 pub fn act(global: &Global, verb: &ScheduleVerb) -> Result<u8, Failure> {
     match verb {
-        ScheduleVerb::Print { files } => print(global, files),
-        ScheduleVerb::Install { files, systemd } => install(global, files, *systemd),
+        ScheduleVerb::Print { files, jitter } => print(global, files, *jitter),
+        ScheduleVerb::Install { files, systemd, jitter } => install(global, files, *systemd, *jitter),
         ScheduleVerb::List => list(global),
         ScheduleVerb::Remove { what } => remove(global, what),
         ScheduleVerb::Run { files, catch_up, jitter } => {
             let store = ObjectStore::open(&global.store)?;
-            let jobs = jobs(global, &store, files)?.into_iter().map(|(_, job)| job).collect();
+            let jobs = jobs(global, &store, files, *jitter)?.into_iter().map(|(_, job)| job).collect();
             let stop = stop_flag().doing(|| "installing the signal handlers".into())?;
-            Scheduler::new(&store, jobs, *catch_up, *jitter)?.run(&|| stop.load(Ordering::Relaxed))?;
+            Scheduler::new(&store, jobs, *catch_up)?.run(&|| stop.load(Ordering::Relaxed))?;
             Ok(INTERRUPTED)
         }
     }
 }
 
-fn job(global: &Global, store: &ObjectStore, file: &Path) -> Result<(Plan, Option<Job>), Failure> {
+fn job(global: &Global, store: &ObjectStore, file: &Path, jitter: Duration) -> Result<(Plan, Option<Job>), Failure> {
     let plan = load(global, file)?;
     let mirrors = settings(global, &plan).mirrors;
     let executable = std::env::current_exe().doing(|| "finding this executable".into())?;
-    let job = Job::new(&plan, &executable, store.root(), &mirrors, &global.sets);
+    let given = Given { store: store.root(), mirrors: &mirrors, sets: &global.sets, jitter };
+    let job = Job::new(&plan, &executable, &given);
     Ok((plan, job))
 }
 
 /// The jobs of pipelines that must have a schedule.
-fn jobs(global: &Global, store: &ObjectStore, files: &[PathBuf]) -> Result<Vec<(Plan, Job)>, Failure> {
+fn jobs(global: &Global, store: &ObjectStore, files: &[PathBuf], jitter: Duration) -> Result<Vec<(Plan, Job)>, Failure> {
     let mut jobs = Vec::new();
     for file in files {
-        let (plan, job) = job(global, store, file)?;
+        let (plan, job) = job(global, store, file, jitter)?;
         let none = || StageError::new("this pipeline has no `schedule`").at(file.display());
         jobs.push((plan, job.ok_or_else(|| Failure::Asked(none().help("write `schedule = \"15 2 * * *\"`: every night at 2:15")))?));
     }
     Ok(jobs)
 }
 
-fn print(global: &Global, files: &[PathBuf]) -> Result<u8, Failure> {
+fn print(global: &Global, files: &[PathBuf], jitter: Duration) -> Result<u8, Failure> {
     let store = ObjectStore::open(&global.store)?;
     let mut printed = Vec::new();
     for file in files {
-        let (plan, job) = job(global, &store, file)?;
+        let (plan, job) = job(global, &store, file, jitter)?;
         let lines = job.map(|job| schedule::crontab(&plan, &job, store.root()));
         match &lines {
             _ if global.json => {}
@@ -70,9 +72,9 @@ fn print(global: &Global, files: &[PathBuf]) -> Result<u8, Failure> {
     if global.json { print_json(&json!({ "type": "schedule", "pipelines": printed })) } else { Ok(DONE) }
 }
 
-fn install(global: &Global, files: &[PathBuf], with_systemd: bool) -> Result<u8, Failure> {
+fn install(global: &Global, files: &[PathBuf], with_systemd: bool, jitter: Duration) -> Result<u8, Failure> {
     let store = ObjectStore::open(&global.store)?;
-    let jobs = jobs(global, &store, files)?;
+    let jobs = jobs(global, &store, files, jitter)?;
     let mut places = Vec::new();
     if with_systemd {
         for (_, job) in &jobs {

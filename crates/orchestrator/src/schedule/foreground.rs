@@ -11,7 +11,7 @@ use jiff::{Timestamp, Zoned};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::cli::CatchUp;
-use crate::schedule::Job;
+use crate::schedule::{Job, share};
 
 /// How often the clock is looked at.
 const LOOK: Duration = Duration::from_millis(200);
@@ -22,7 +22,6 @@ const LATE: Duration = Duration::from_secs(90);
 pub struct Scheduler<'a> {
     store: &'a ObjectStore,
     catch_up: CatchUp,
-    jitter: Duration,
     entries: Vec<Entry>,
 }
 
@@ -39,10 +38,10 @@ impl<'a> Scheduler<'a> {
     ///
     /// # Errors
     /// When the store's folder for that cannot be made.
-    pub fn new(store: &'a ObjectStore, jobs: Vec<Job>, catch_up: CatchUp, jitter: Duration) -> Result<Self, StageError> {
+    pub fn new(store: &'a ObjectStore, jobs: Vec<Job>, catch_up: CatchUp) -> Result<Self, StageError> {
         let folder = store.root().join("schedule");
         fs::create_dir_all(&folder).doing(|| format!("making {}", folder.display()))?;
-        let mut scheduler = Self { store, catch_up, jitter, entries: Vec::new() };
+        let mut scheduler = Self { store, catch_up, entries: Vec::new() };
         let now = Zoned::now();
         for job in jobs {
             let last = scheduler.last(&job).map(|last| last.to_zoned(now.time_zone().clone()));
@@ -80,12 +79,12 @@ impl<'a> Scheduler<'a> {
             entry.child = None;
         }
         let Some(due) = entry.due.clone() else { return Ok(()) };
-        if now.timestamp() < due.timestamp() + delay(&entry.job, &due, self.jitter) {
+        if now.timestamp() < due.timestamp() + delay(&entry.job, &due) {
             return Ok(());
         }
         let late = now.timestamp().duration_since(due.timestamp()).unsigned_abs();
         entry.due = entry.job.calendar.after(&now);
-        match (late > LATE + self.jitter, self.catch_up) {
+        match (late > LATE + entry.job.jitter, self.catch_up) {
             (true, CatchUp::None) => say(&format!("{}: was due {due}; missed, and not caught up", entry.job.name)),
             (missed, _) if entry.child.is_none() => {
                 say(&format!("{}: {}", entry.job.name, if missed { format!("catches up what was due {due}") } else { "starts".into() }));
@@ -131,10 +130,8 @@ fn start(job: &Job) -> Result<Child, StageError> {
 }
 
 /// How long after its time a run starts: some part of the jitter, another for each run, so that not all start at once.
-fn delay(job: &Job, due: &Zoned, jitter: Duration) -> Duration {
-    let digest = Digest::of(format!("{} {due} {}", job.file.display(), std::process::id()).as_bytes()).to_string();
-    let part = u16::from_str_radix(&digest[..4], 16).unwrap_or_default();
-    jitter.mul_f64(f64::from(part) / f64::from(u16::MAX))
+fn delay(job: &Job, due: &Zoned) -> Duration {
+    job.jitter.mul_f64(share(&format!("{} {due} {}", job.file.display(), std::process::id())))
 }
 
 fn say(text: &str) {

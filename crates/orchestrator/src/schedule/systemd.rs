@@ -35,7 +35,8 @@ pub fn install(job: &Job) -> Result<PathBuf, StageError> {
     let description = format!("Description=episteme {}", job.name);
     let service = format!("{mark}\n[Unit]\n{description}\n\n[Service]\nType=oneshot\nExecStart={}\n", words.join(" "));
     let when: String = job.calendar.systemd().iter().map(|line| format!("OnCalendar={line}\n")).collect();
-    let timer = format!("{mark}\n[Unit]\n{description}\n\n[Timer]\n{when}Persistent=true\n\n[Install]\nWantedBy=timers.target\n");
+    let jitter = if job.jitter.is_zero() { String::new() } else { format!("RandomizedDelaySec={}\n", job.jitter.as_secs_f64()) };
+    let timer = format!("{mark}\n[Unit]\n{description}\n\n[Timer]\n{when}{jitter}Persistent=true\n\n[Install]\nWantedBy=timers.target\n");
     for (ending, text) in [("service", service), ("timer", timer)] {
         let path = folder.join(format!("{unit}.{ending}"));
         durable::write_file(&path, text.as_bytes()).doing(|| format!("writing {}", path.display()))?;
