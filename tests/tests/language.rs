@@ -72,6 +72,21 @@ fn included_stages_are_added_and_their_mistakes_are_shown_in_their_own_file() {
     scratch.episteme(&["check", "p.toml"]).fails(2, &["lib/raw.toml:1", "cannot read", "not-there.toml"]);
 }
 
+#[test]
+fn paths_in_an_included_stage_are_relative_to_the_pipeline_that_is_run() {
+    let scratch = scratch("include = ['lib/raw.toml']\n");
+    let taken = "[stages.taken]\nuses = 'collect.files'\npath = 'data'\n";
+    scratch.write("lib/raw.toml", taken.to_owned() + &stage("read", "pwd > ${output}/o; cat data/o >> ${output}/o", "files = ['data/*']"));
+    scratch.write("data/o", "of the pipeline\n");
+    scratch.write("lib/data/o", "of the included file\n");
+    let here = scratch.path().canonicalize().unwrap();
+    let run = |file: &str| scratch.episteme(&["run", file, "--json"]).ok();
+    let said = run("p.toml");
+    assert_eq!(made(&scratch, &said, "taken"), "of the pipeline\n");
+    assert_eq!(made(&scratch, &said, "read"), format!("{}\nof the pipeline\n", here.display()));
+    assert_eq!(made(&scratch, &run("lib/raw.toml"), "taken"), "of the included file\n", "run by itself, it is the pipeline");
+}
+
 // --- variants ------------------------------------------------------------------------------------------------------------
 
 fn matrix() -> Scratch {
@@ -102,6 +117,33 @@ fn a_stage_is_multiplied_by_its_matrix_and_so_is_what_takes_from_it() {
     let more = scratch.episteme(&["run", "p.toml", "--json", "--set", "stages.model.matrix.x=[1, 0.5, 2]"]).ok();
     let ran = statuses(&more).into_iter().filter(|(_, status)| status == "ran").map(|(name, _)| name).collect::<Vec<_>>();
     assert_eq!(ran, ["all", "model@s=a,x=2", "model@s=b,x=2", "up@s=a,x=2", "up@s=b,x=2"]);
+}
+
+#[test]
+fn variants_are_reproduced_and_the_one_that_parts_is_named() {
+    let scratch = scratch(
+        &[
+            stage("model", "cat mood > ${output}/o; echo ${matrix.x} >> ${output}/o", "matrix = { x = [1, 0.5] }"),
+            stage("up", "tr a-z A-Z < ${inputs.m}/o > ${output}/o", "inputs = { m = 'model' }"),
+            stage("all", "for i in ${inputs.ups}; do cat $i/o; done > ${output}/o", "inputs = { ups = 'up@*' }"),
+        ]
+        .concat(),
+    );
+    scratch.write("mood", "fair\n");
+    scratch.episteme(&["run", "p.toml"]).ok();
+    let again = scratch.episteme(&["reproduce", "last", "--json"]).ok();
+    let told = |text: &str| serde_json::from_str::<serde_json::Value>(text.lines().last().unwrap()).unwrap();
+    let reproduced = told(&again.stdout);
+    let names: Vec<&str> = reproduced["stages"].as_array().unwrap().iter().map(|stage| stage["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["model@x=1", "model@x=0.5", "up@x=1", "up@x=0.5", "all"]);
+    assert!(reproduced["ok"] == true && reproduced["stages"].as_array().unwrap().iter().all(|stage| stage["same"] == true), "{reproduced}");
+    // The file has changed since, and the variants have gone: what is reproduced is the run, not the file.
+    scratch.write("p.toml", stage("model", "true", ""));
+    scratch.write("mood", "foul\n");
+    let other = scratch.episteme(&["reproduce", "last", "--json"]);
+    assert_eq!(other.code, 1, "{}", other.stderr);
+    let parts = told(&other.stdout)["stages"].as_array().unwrap().iter().map(|stage| stage["parts_here"] == true).collect::<Vec<_>>();
+    assert_eq!(parts, [true, true, false, false, false], "an undeclared file is found out where it is read");
 }
 
 #[test]
