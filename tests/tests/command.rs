@@ -237,6 +237,35 @@ fn whatever_ends_a_run_ends_its_programs_and_what_they_started() {
 }
 
 #[test]
+fn what_programs_started_ends_even_when_run_and_stage_are_killed_in_the_same_instant() {
+    for round in 0..8 {
+        let scratch = scratch(SLEEPS);
+        let run = scratch.command(&["run", "p.toml"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let file = scratch.path().join("pid");
+        wait_until("the program", || fs::read_to_string(&file).is_ok_and(|pid| pid.ends_with('\n')));
+        let pid = fs::read_to_string(&file).unwrap();
+        let stage = stage_of(run.id());
+        let mut victims = [run.id().to_string(), stage];
+        victims.rotate_left(round % 2);
+        let killed = std::process::Command::new("kill").arg("-KILL").args(victims).status().unwrap();
+        assert!(killed.success(), "both were alive");
+        finish_killed(run);
+        wait_until("the program's end", || !is_alive(&pid));
+    }
+}
+
+/// The process of the stage that a run has at work.
+fn stage_of(run: u32) -> String {
+    let children = fs::read_to_string(format!("/proc/{run}/task/{run}/children")).unwrap();
+    let is_stage = |pid: &&str| fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains(".spec.json"));
+    children.split_whitespace().find(is_stage).expect("a stage is at work").to_owned()
+}
+
+fn finish_killed(mut run: std::process::Child) {
+    assert_eq!(run.wait().unwrap().code(), None, "it was killed");
+}
+
+#[test]
 fn what_a_program_leaves_running_is_ended_with_its_stage() {
     let scratch = scratch("[stages.made]\nuses = 'command'\nrun = 'sleep 1000 & echo $! > pid; echo x > ${output}/o'\n");
     let said = scratch.episteme(&["run", "p.toml"]).ok();

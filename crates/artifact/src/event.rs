@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 
@@ -182,6 +182,12 @@ pub enum Event {
 pub trait Sink: Send + Sync {
     /// Takes one event. Must not block for long and must not fail: a full pipe is not the stage's failure.
     fn emit(&self, event: Event);
+}
+
+impl<S: Sink + ?Sized> Sink for Arc<S> {
+    fn emit(&self, event: Event) {
+        (**self).emit(event);
+    }
 }
 
 /// Events as JSON lines.

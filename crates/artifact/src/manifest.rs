@@ -18,6 +18,10 @@ pub const FILE_NAME: &str = "artifact.json";
 /// From so many files on, they are digested side by side.
 const PARALLEL_FROM_FILES: usize = 32;
 
+/// So many ancestors are listed, and always all inputs. Each artifact of a chain of a thousand stages would otherwise repeat what all
+/// before it say; what is further away stands in the ancestors' own manifests.
+const LISTED_ANCESTORS: usize = 100;
+
 /// What an artifact is; stages declare which kinds they take and which they give.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -116,7 +120,8 @@ pub struct Manifest {
     pub files: Vec<FileEntry>,
     /// BLAKE3 over the canonical JSON of all the above.
     pub digest: Digest,
-    /// Who made it from what: the artifact itself first, then its ancestors back to the raw data.
+    /// Who made it from what: the artifact itself first, then its inputs, then their ancestors back to the raw data, the nearest hundred.
+    /// [`crate::ObjectStore::lineage`] has all.
     pub lineage: Vec<Ancestor>,
 }
 
@@ -191,7 +196,7 @@ fn content_digest(kind: Kind, outcome: &Outcome, files: &[FileEntry]) -> Result<
     Digest::of_json(&serde_json::json!({ "format": 1, "kind": kind, "outcome": outcome, "files": files }))
 }
 
-/// The artifact itself, then each ancestor once, nearest first.
+/// The artifact itself, then its inputs, then their ancestors, each once, the nearest first.
 fn lineage(made_by: Ancestor, parents: &[Manifest]) -> Vec<Ancestor> {
     let mut all = vec![made_by];
     let mut seen = BTreeSet::new();
@@ -199,14 +204,17 @@ fn lineage(made_by: Ancestor, parents: &[Manifest]) -> Vec<Ancestor> {
         if let Some(digest) = digest.filter(|digest| seen.insert(*digest)) {
             all.push(Ancestor { digest: Some(digest), ..ancestor.clone() });
         }
+        all.len()
     };
     for parent in parents {
-        if let Some(itself) = parent.lineage.first() {
-            add(Some(parent.digest), itself);
-        }
+        parent.lineage.first().map(|itself| add(Some(parent.digest), itself));
     }
-    for ancestor in parents.iter().flat_map(|parent| parent.lineage.iter().skip(1)) {
-        add(ancestor.digest, ancestor);
+    for generation in 1..parents.iter().map(|parent| parent.lineage.len()).max().unwrap_or_default() {
+        for ancestor in parents.iter().filter_map(|parent| parent.lineage.get(generation)) {
+            if add(ancestor.digest, ancestor) > LISTED_ANCESTORS {
+                return all;
+            }
+        }
     }
     all
 }

@@ -22,6 +22,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::event::Usage;
+use crate::manifest::Ancestor;
 use crate::{Digest, Doing, Manifest, StageError, durable, manifest};
 
 /// What the store remembers of a stage's run: which artifact a key gave, and how that came about.
@@ -180,10 +181,42 @@ impl ObjectStore {
         folders.iter().try_for_each(|folder| durable::sync_folder(folder).doing(|| format!("syncing {}", folder.display())))
     }
 
+    /// Who made an artifact from what, back to the raw data: what its manifest lists, and where that ends, what its ancestors' manifests
+    /// list, as far as they are still here.
+    pub fn lineage(&self, manifest: &Manifest) -> Vec<Ancestor> {
+        let mut all = manifest.lineage.clone();
+        let mut seen: BTreeSet<Digest> = all.iter().filter_map(|ancestor| ancestor.digest).collect();
+        let mut next = 0;
+        while let Some(ancestor) = all.get(next) {
+            next += 1;
+            let Some(digest) = ancestor.digest.filter(|_| ancestor.inputs.values().flatten().any(|input| !seen.contains(input))) else {
+                continue;
+            };
+            let further = Manifest::read(&self.object(&digest)).map(|manifest| manifest.lineage).unwrap_or_default();
+            all.extend(further.into_iter().filter(|ancestor| ancestor.digest.is_some_and(|digest| seen.insert(digest))));
+        }
+        all
+    }
+
     /// Where the record of a key lies.
     pub fn cache_path(&self, key: &Digest) -> PathBuf {
         let name = key.to_string();
         self.root.join("cache").join(&name[..2]).join(format!("{name}.json"))
+    }
+
+    fn lock_file(&self, name: &str) -> PathBuf {
+        self.root.join("locks").join(format!("{name}.lock"))
+    }
+
+    /// Whether somebody holds the lock `name`. Looking leaves no file behind.
+    ///
+    /// # Errors
+    /// When the lock file cannot be opened.
+    pub fn is_locked(&self, name: &str) -> io::Result<bool> {
+        match File::open(self.lock_file(name)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            file => Ok(flock(&file?, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK)),
+        }
     }
 
     /// Takes the lock `name` if it is free. It is freed when dropped, or when the process dies in whatever way.
@@ -191,8 +224,7 @@ impl ObjectStore {
     /// # Errors
     /// When the lock file cannot be opened.
     pub fn try_lock(&self, name: &str) -> io::Result<Option<Lock>> {
-        let path = self.root.join("locks").join(format!("{name}.lock"));
-        let file = File::options().create(true).truncate(false).read(true).write(true).open(path)?;
+        let file = File::options().create(true).truncate(false).read(true).write(true).open(self.lock_file(name))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(Lock { _file: file })),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
@@ -238,10 +270,13 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::manifest::Ancestor;
     use crate::{Kind, Outcome};
 
     fn sealed(store: &ObjectStore, name: &str, content: &str) -> PathBuf {
+        sealed_from(store, name, content, &[])
+    }
+
+    fn sealed_from(store: &ObjectStore, name: &str, content: &str, parents: &[Manifest]) -> PathBuf {
         let dir = store.staging(name);
         fs::create_dir_all(dir.join("sub")).unwrap();
         fs::write(dir.join("sub/file"), content).unwrap();
@@ -251,11 +286,28 @@ mod tests {
             uses: "test".into(),
             version: 1,
             config: serde_json::json!({ "name": name }),
-            inputs: Default::default(),
+            inputs: [("input".to_owned(), parents.iter().map(|parent| parent.digest).collect())].into(),
             rows: None,
         };
-        Manifest::seal(&dir, Kind::Files, Outcome::default(), made_by, &[]).unwrap();
+        Manifest::seal(&dir, Kind::Files, Outcome::default(), made_by, parents).unwrap();
         dir
+    }
+
+    #[test]
+    fn a_long_lineage_is_listed_in_part_and_known_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ObjectStore::open(dir.path()).unwrap();
+        let made = |number: usize, parents: &[Manifest]| {
+            store.publish(&sealed_from(&store, &format!("{number}"), &format!("{number}"), parents)).unwrap()
+        };
+        let mut chain = vec![made(0, &[])];
+        (1..250).for_each(|number| chain.push(made(number, &[chain[number - 1].clone()])));
+        let digests = |lineage: &[Ancestor]| lineage[1..].iter().filter_map(|ancestor| ancestor.digest).collect::<Vec<_>>();
+        let expected: Vec<Digest> = chain[..249].iter().rev().map(|manifest| manifest.digest).collect();
+        assert_eq!(digests(&chain[249].lineage), expected[..100]);
+        assert_eq!(digests(&store.lineage(&chain[249])), expected);
+        let many = made(250, &chain[..120]);
+        assert_eq!(many.lineage.len(), 121, "every input is listed, and nothing twice");
     }
 
     #[test]
@@ -318,7 +370,10 @@ mod tests {
         let held = store.try_lock("pipeline").unwrap();
         assert!(held.is_some());
         assert!(store.try_lock("pipeline").unwrap().is_none());
+        assert!(store.is_locked("pipeline").unwrap());
         drop(held);
+        assert!(!store.is_locked("pipeline").unwrap() && !store.is_locked("another").unwrap());
+        assert!(!store.lock_file("another").exists(), "looking makes no file");
         assert!(store.try_lock("pipeline").unwrap().is_some());
     }
 }

@@ -1,7 +1,7 @@
 //! A run that has a name, a folder and a log, and is known to be alive.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -27,12 +27,7 @@ pub fn lock_file(store: &ObjectStore, name: &str) -> PathBuf {
 /// # Errors
 /// When its lock cannot be looked at.
 pub fn is_alive(store: &ObjectStore, run: &str) -> Result<bool, StageError> {
-    let name = lock_name(run);
-    // Looking must not make the file.
-    if !lock_file(store, &name).exists() {
-        return Ok(false);
-    }
-    Ok(store.try_lock(&name).doing(|| format!("looking at the lock of {run}"))?.is_none())
+    store.is_locked(&lock_name(run)).doing(|| format!("looking at the lock of {run}"))
 }
 
 /// A run at its beginning.
@@ -57,10 +52,11 @@ impl Begun {
             std::io::ErrorKind::Interrupted => StageError::interrupted(),
             _ => StageError::new(format!("failed locking the store {}", store.root().display())).because(&error),
         })?;
-        let folder = store.run(&name);
-        fs::create_dir_all(&folder).doing(|| format!("making the run's folder {}", folder.display()))?;
+        // Locked before it can be seen: who looks at a run looks at its lock, and must not be taken for its holder.
         let alive = store.try_lock(&lock_name(&name)).doing(|| format!("locking the run {name}"))?;
         let alive = alive.ok_or_else(|| StageError::new(format!("the run {name} is there already")).help("run again"))?;
+        let folder = store.run(&name);
+        fs::create_dir_all(&folder).doing(|| format!("making the run's folder {}", folder.display()))?;
         drop(no_gc);
         Ok(Self { lock_file: lock_file(store, &lock_name(&name)), name, folder, _alive: alive })
     }
@@ -92,6 +88,8 @@ pub fn machine() -> String {
 pub struct RunLog {
     file: Mutex<File>,
     folder: PathBuf,
+    /// The first thing that could not be written.
+    fault: Mutex<Option<io::Error>>,
 }
 
 impl RunLog {
@@ -102,21 +100,37 @@ impl RunLog {
     pub fn create(folder: &Path) -> Result<Self, StageError> {
         let path = folder.join("events.jsonl");
         let file = File::create(&path).doing(|| format!("creating {}", path.display()))?;
-        Ok(Self { file: Mutex::new(file), folder: folder.to_owned() })
+        Ok(Self { file: Mutex::new(file), folder: folder.to_owned(), fault: Mutex::default() })
+    }
+
+    /// Whether all was written. A run goes on without its log, and says so at its end.
+    ///
+    /// # Errors
+    /// The first fault.
+    pub fn is_whole(&self) -> Result<(), StageError> {
+        let fault = self.fault.lock().ok().and_then(|mut fault| fault.take());
+        fault.map_or(Ok(()), Err).doing(|| format!("writing the log of the run in {}", self.folder.display()))
+    }
+
+    fn write(&self, event: &Event) -> io::Result<()> {
+        let line = serde_json::to_string(event)?;
+        let Ok(mut file) = self.file.lock() else { return Ok(()) };
+        // In one piece: a line that is cut ends with the next one's beginning.
+        file.write_all(format!("{line}\n").as_bytes())?;
+        let Event::RunFinished { stages, .. } = event else { return Ok(()) };
+        let path = self.folder.join("run.json");
+        // A run that had nothing to do is not worth waiting for the disk.
+        match stages.iter().all(|stage| stage.status == Status::Cached) {
+            true => fs::write(path, line),
+            false => file.sync_data().and_then(|()| durable::write_file(&path, line.as_bytes())),
+        }
     }
 }
 
 impl Sink for RunLog {
     fn emit(&self, event: Event) {
-        let (Ok(mut file), Ok(line)) = (self.file.lock(), serde_json::to_string(&event)) else { return };
-        let _ = writeln!(file, "{line}");
-        if let Event::RunFinished { stages, .. } = &event {
-            let path = self.folder.join("run.json");
-            // A run that had nothing to do is not worth waiting for the disk.
-            let _ = match stages.iter().all(|stage| stage.status == Status::Cached) {
-                true => fs::write(path, line),
-                false => file.sync_data().and_then(|()| durable::write_file(&path, line.as_bytes())),
-            };
+        if let (Err(error), Ok(mut fault)) = (self.write(&event), self.fault.lock()) {
+            fault.get_or_insert(error);
         }
     }
 }

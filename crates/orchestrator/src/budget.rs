@@ -43,6 +43,11 @@ impl Budget {
         stage.needs.cores.unwrap_or(1).min(self.cores)
     }
 
+    /// Whether one more stage may run beside so many.
+    pub fn has_a_job(&self, running: usize) -> bool {
+        running < self.jobs
+    }
+
     /// Whether a stage fits beside those that run.
     pub fn fits(&self, plan: &Plan, running: &[&Planned], stage: &Planned) -> bool {
         let base = |stage: &Planned| stage.name.split('@').next().unwrap_or_default().to_owned();
@@ -50,7 +55,7 @@ impl Budget {
         let memory: u64 = running.iter().filter_map(|stage| stage.needs.memory).sum();
         let of_type = running.iter().filter(|other| other.stage.uses() == stage.stage.uses()).count();
         let variants = || running.iter().filter(|other| base(other) == base(stage)).count();
-        running.len() < self.jobs
+        self.has_a_job(running.len())
             && cores + self.cores_of(stage) <= self.cores
             && memory.saturating_add(stage.needs.memory.unwrap_or_default()) <= self.memory
             && plan.limits.get(stage.stage.uses()).is_none_or(|limit| of_type < *limit)

@@ -13,6 +13,7 @@ use artifact::object_store::{Lock, remove_tree};
 use artifact::{Digest, Doing, Event, Level, StageError, StageSpec};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, getppid, kill_process_group, set_parent_process_death_signal, waitid};
 
+use crate::guard::Guard;
 use crate::{memory, render, usage};
 
 /// How long a stage may take to end after it was asked to; then it is killed.
@@ -21,7 +22,7 @@ const GRACE: Duration = Duration::from_secs(10);
 const LAST_LINES: usize = 12;
 
 /// The running program itself, even when a build has put another one in its place meanwhile: a run is of one code version.
-const THIS_EXECUTABLE: &str = "/proc/self/exe";
+pub const THIS_EXECUTABLE: &str = "/proc/self/exe";
 
 /// What a stage's process says, or that it said its last; with the stage's place in the plan.
 pub enum Said {
@@ -33,8 +34,6 @@ pub enum Said {
 
 /// A stage at work.
 pub struct Job {
-    /// Its place in the plan.
-    pub index: usize,
     /// Its cache key.
     pub key: Digest,
     /// Where it makes its artifact.
@@ -53,6 +52,8 @@ pub struct Job {
     limits: Limits,
     /// Since when it is being ended, and why.
     ending: Option<(Instant, StageError)>,
+    /// Who ends what it starts, if neither it nor this process can.
+    guard: Option<Guard>,
     /// Held while it works: no other run makes the same at the same time, or writes to its scratch folder; nor uses what it
     /// asks to have for itself.
     _locks: Vec<Lock>,
@@ -77,6 +78,8 @@ pub struct Place<'a> {
     pub folder: &'a Path,
     /// What it says goes there.
     pub said: Sender<Said>,
+    /// Who ends what it starts, if it starts programs.
+    pub guard: Option<Guard>,
 }
 
 impl Job {
@@ -86,7 +89,7 @@ impl Job {
     /// When its spec or log cannot be written, or no process can be had.
     pub fn start(spec: StageSpec, key: Digest, locks: Vec<Lock>, limits: Limits, place: Place<'_>) -> Result<Self, StageError> {
         let name = &spec.name;
-        let Place { index, folder, said } = place;
+        let Place { index, folder, said, guard } = place;
         // No stage's name holds a dot: none of these is `run.json` or `events.jsonl`.
         let (spec_file, log) = (folder.join(format!("{name}.spec.json")), folder.join(format!("{name}.log")));
         let writing = || format!("writing {}", spec_file.display());
@@ -102,8 +105,9 @@ impl Job {
                 command.env(name, cores.to_string());
             }
         }
+        let hold = guard.as_ref().map(Guard::hold).transpose().doing(|| format!("starting a process for `{name}`"))?;
         // A group of its own: what a stage starts is ended with it.
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr).process_group(0);
+        command.stdin(hold.unwrap_or_else(Stdio::null)).stdout(Stdio::piped()).stderr(stderr).process_group(0);
         let mut child = command.spawn().doing(|| format!("starting a process for `{name}`"))?;
         if let Some(stdout) = child.stdout.take() {
             let name = name.clone();
@@ -111,7 +115,6 @@ impl Job {
         }
         let scratch = spec.settings.scratch.unwrap_or_default();
         Ok(Self {
-            index,
             key,
             staging: spec.output,
             scratch,
@@ -123,6 +126,7 @@ impl Job {
             log,
             limits,
             ending: None,
+            guard,
             _locks: locks,
         })
     }
@@ -184,6 +188,7 @@ impl Job {
         let Some(pid) = pid(&self.child) else { return };
         let _ = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
         let _ = kill_process_group(pid, Signal::KILL);
+        self.guard.iter().for_each(|guard| guard.is_over(pid));
     }
 
     /// Names the log where an error names no place and the log has something to say.

@@ -263,6 +263,9 @@ pub enum Verb {
         #[arg(long)]
         memory: Option<u64>,
     },
+    /// Ends what programs have started, once nobody else can
+    #[command(hide = true)]
+    Guard,
 }
 
 /// As what a graph is drawn.

@@ -167,7 +167,7 @@ fn tagged(store: &ObjectStore) -> Result<BTreeSet<PathBuf>, StageError> {
     let mut needed = BTreeSet::new();
     for tag in tag::all(store)?.into_values() {
         let object = store.object(&tag.artifact);
-        let lineage = Manifest::read(&object).map(|manifest| manifest.lineage).unwrap_or_default();
+        let lineage = Manifest::read(&object).map(|manifest| store.lineage(&manifest)).unwrap_or_default();
         needed.extend(lineage.iter().filter_map(|ancestor| ancestor.digest).map(|digest| store.object(&digest)));
         needed.insert(object);
     }

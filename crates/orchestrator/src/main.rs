@@ -10,6 +10,7 @@ mod diff;
 mod folder;
 mod gc;
 mod graph;
+mod guard;
 mod live;
 mod log;
 mod made;

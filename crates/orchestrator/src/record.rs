@@ -166,9 +166,11 @@ impl RunRecord {
         self.stages.iter().find(|result| result.name == stage)?.artifact
     }
 
-    /// Whether a stage failed.
+    /// Whether a stage failed, or the disk did when all were done.
     pub fn failed(&self) -> bool {
-        self.stages.iter().any(|stage| stage.status == Status::Failed)
+        let done = |stage: &StageResult| matches!(stage.status, Status::Ran | Status::Cached);
+        let undone = self.state == RunState::NotDone && self.stages.iter().all(done);
+        undone || self.stages.iter().any(|stage| stage.status == Status::Failed)
     }
 }
 

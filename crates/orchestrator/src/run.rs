@@ -1,5 +1,8 @@
 //! Running a plan: each stage in a process of its own, several at once, what is unchanged not at all.
 
+mod end;
+mod states;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -7,15 +10,18 @@ use std::time::{Duration, Instant};
 
 use artifact::event::{StageResult, Status, Usage};
 use artifact::object_store::{Lock, remove_tree};
-use artifact::{CacheRecord, Digest, Doing, Event, Level, ObjectStore, Settings, Sink, StageError, StageSpec};
+use artifact::{CacheRecord, Digest, Doing, Event, Level, ObjectStore, Settings, Sink, Stage, StageError, StageSpec};
 
 use crate::begun::{Begun, machine};
 use crate::budget::Budget;
 use crate::child::{Job, Limits, Place, Said, end_all};
+use crate::command::Command;
+use crate::guard::Guard;
 use crate::plan::{Plan, Planned};
 use crate::render;
 use crate::rules::promote;
 use crate::select::Selected;
+use states::{State, States};
 
 /// How often the scheduler looks whether it was asked to stop, and whether another run is done with what it waits for.
 const LOOK: Duration = Duration::from_millis(50);
@@ -54,7 +60,7 @@ pub struct Run<'a> {
     sink: &'a dyn Sink,
     stop: &'a AtomicBool,
     begun: Begun,
-    states: Vec<State>,
+    states: States,
     /// Each stage's cache key, once its inputs are there, and what it used, once it has run.
     facts: Vec<(Option<Digest>, Option<Usage>)>,
     machine: String,
@@ -68,18 +74,8 @@ pub struct Run<'a> {
     halted: bool,
     /// Keys and artifacts that a power cut may still take.
     unsettled: Vec<(Digest, Digest)>,
-}
-
-enum State {
-    /// Some of its inputs are not there yet.
-    Waiting,
-    /// It has to run, and waits for a free job, for another process that is making the very same (`elsewhere`), or for its time
-    /// to be tried again.
-    Ready { key: Digest, elsewhere: bool, not_before: Option<Instant> },
-    /// It runs.
-    Running(Box<Job>),
-    /// It is over.
-    Done { status: Status, seconds: f64, record: Option<CacheRecord> },
+    /// Since the first stage that runs a program.
+    guard: Option<Guard>,
 }
 
 impl<'a> Run<'a> {
@@ -93,7 +89,7 @@ impl<'a> Run<'a> {
         sink: &'a dyn Sink,
         stop: &'a AtomicBool,
     ) -> Self {
-        let states = plan.stages.iter().map(|_| State::Waiting).collect();
+        let states = States::new(plan);
         let facts = vec![(None, None); plan.stages.len()];
         let (said, hears) = channel();
         let artifacts = vec![None; plan.stages.len()];
@@ -115,6 +111,7 @@ impl<'a> Run<'a> {
             unsettled,
             tries,
             halted,
+            guard: None,
         }
     }
 
@@ -124,10 +121,10 @@ impl<'a> Run<'a> {
         let stages = self.wanted().map(|index| self.plan.stages[index].name.clone()).collect();
         self.sink.emit(Event::RunStarted { run: self.begun.name.clone(), pipeline: self.plan.name.clone(), stages });
         self.work();
-        self.settle_all();
+        let settled = self.settle_all();
         let interrupted = self.stop.load(Ordering::Relaxed);
         let results: Vec<StageResult> = self.results();
-        let ok = results.iter().all(|result| matches!(result.status, Status::Ran | Status::Cached));
+        let ok = settled && results.iter().all(|result| matches!(result.status, Status::Ran | Status::Cached));
         let (metrics, outputs) = self.metrics_and_outputs();
         let seconds = clock.elapsed().as_secs_f64();
         let run = self.begun.name.clone();
@@ -142,7 +139,7 @@ impl<'a> Run<'a> {
     fn work(&mut self) {
         let mut looked = Instant::now();
         self.start_what_is_ready();
-        while self.states.iter().any(|state| matches!(state, State::Running(_) | State::Ready { .. })) {
+        while self.states.is_busy() {
             match self.hears.recv_timeout(LOOK) {
                 Ok(Said::Event(index, event)) => self.hear(index, event),
                 Ok(Said::Closed(index)) => {
@@ -153,10 +150,8 @@ impl<'a> Run<'a> {
             }
             if looked.elapsed() >= LOOK {
                 looked = Instant::now();
-                self.jobs().for_each(Job::watch);
-                if self.states.iter().any(|state| matches!(state, State::Ready { .. })) {
-                    self.start_what_is_ready();
-                }
+                self.states.jobs().for_each(Job::watch);
+                self.start_what_is_ready();
             }
             if self.stop.load(Ordering::Relaxed) {
                 return self.end_children();
@@ -164,20 +159,28 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Starts stages whose inputs are there, until all jobs are taken; cached ones take none. The plan's order has every
-    /// stage after those it takes from, so one pass goes as far as it can.
+    /// Starts stages whose inputs are there, in the order of the plan, until all jobs are taken; cached ones take none.
     fn start_what_is_ready(&mut self) {
-        for index in 0..self.states.len() {
-            if matches!(self.states[index], State::Waiting) {
-                self.look_up(index);
+        self.look_up_what_waits();
+        let mut from = 0;
+        while let Some(index) = self.states.next_ready(from) {
+            if !self.halted && !self.options.budget.has_a_job(self.states.running().len()) {
+                return;
             }
-            if let State::Ready { key, elsewhere, not_before } = self.states[index] {
-                match self.halted {
-                    true => self.states[index] = State::Done { status: Status::Skipped, seconds: 0.0, record: None },
-                    false if not_before.is_some_and(|time| time > Instant::now()) => {}
-                    false => self.start_if_free(index, key, elsewhere),
-                }
+            from = index + 1;
+            let State::Ready { key, elsewhere, not_before } = self.states[index] else { continue };
+            match self.halted {
+                true => self.states.set(index, State::skipped()),
+                false if not_before.is_some_and(|time| time > Instant::now()) => {}
+                false => self.start_if_free(index, key, elsewhere),
             }
+            self.look_up_what_waits();
+        }
+    }
+
+    fn look_up_what_waits(&mut self) {
+        while let Some(index) = self.states.next_to_look_at() {
+            self.look_up(index);
         }
     }
 
@@ -185,15 +188,14 @@ impl<'a> Run<'a> {
     fn look_up(&mut self, index: usize) {
         let lost = |from: usize| matches!(self.states[from], State::Done { status: Status::Failed | Status::Skipped, .. });
         if self.plan.stages[index].upstream().any(lost) {
-            self.states[index] = State::Done { status: Status::Skipped, seconds: 0.0, record: None };
-            return;
+            return self.states.set(index, State::skipped());
         }
         match self.plan.key(index, &self.artifacts, self.outside[index]) {
             Ok(None) => {}
             Ok(Some(key)) => {
                 self.facts[index].0 = Some(key);
                 if !self.take_from_cache(index, &key) && self.options.selected.wanted[index] {
-                    self.states[index] = State::Ready { key, elsewhere: false, not_before: None };
+                    self.states.set(index, State::Ready { key, elsewhere: false, not_before: None });
                 }
             }
             Err(error) => self.failed(index, error, 0.0),
@@ -214,7 +216,7 @@ impl<'a> Run<'a> {
     /// it the scratch folder of its key: one makes it, the other takes it from the cache.
     fn start_if_free(&mut self, index: usize, key: Digest, waited: bool) {
         let plan = self.plan;
-        let running: Vec<&Planned> = self.running().map(|job| &plan.stages[job.index]).collect();
+        let running: Vec<&Planned> = self.states.running().map(|index| &plan.stages[index]).collect();
         if !self.options.budget.fits(plan, &running, &plan.stages[index]) {
             return;
         }
@@ -226,11 +228,11 @@ impl<'a> Run<'a> {
         let only = match self.store.try_lock(&format!("key-{key}")).doing(|| format!("taking the lock of the key {key}")) {
             Ok(Some(only)) => only,
             Ok(None) => {
-                if !waited && !self.running().any(|job| job.key == key) {
+                if !waited && !self.states.jobs().any(|job| job.key == key) {
                     let message = "another run is making the very same: waiting for it".to_owned();
                     self.sink.emit(Event::Log { stage: self.plan.stages[index].name.clone(), level: Level::Info, message });
                 }
-                self.states[index] = State::Ready { key, elsewhere: true, not_before: None };
+                self.states.set(index, State::Ready { key, elsewhere: true, not_before: None });
                 return;
             }
             Err(error) => return self.failed(index, error, 0.0),
@@ -241,7 +243,7 @@ impl<'a> Run<'a> {
         }
         locks.push(only);
         match self.start(index, key, locks) {
-            Ok(job) => self.states[index] = State::Running(Box::new(job)),
+            Ok(job) => self.states.set(index, State::Running(Box::new(job))),
             Err(error) => self.failed(index, error, 0.0),
         }
     }
@@ -252,7 +254,8 @@ impl<'a> Run<'a> {
         names.iter().map(lock).collect()
     }
 
-    fn start(&self, index: usize, key: Digest, locks: Vec<Lock>) -> Result<Job, StageError> {
+    fn start(&mut self, index: usize, key: Digest, locks: Vec<Lock>) -> Result<Job, StageError> {
+        let guard = self.guard(index)?;
         let planned = &self.plan.stages[index];
         let name = &planned.name;
         let object = |from: &usize| self.artifacts[*from].map(|digest| self.store.object(&digest)).unwrap_or_default();
@@ -268,13 +271,24 @@ impl<'a> Run<'a> {
         let needs = &planned.needs;
         let cores = needs.cores.map(|_| self.options.budget.cores_of(planned));
         let limits = Limits { cores, memory: needs.memory, timeout: needs.timeout };
-        Job::start(spec, key, locks, limits, Place { index, folder: &self.begun.folder, said: self.said.clone() })
+        Job::start(spec, key, locks, limits, Place { index, folder: &self.begun.folder, said: self.said.clone(), guard })
+    }
+
+    /// A stage that runs a program has a guard: the run's, started when it is first needed.
+    fn guard(&mut self, index: usize) -> Result<Option<Guard>, StageError> {
+        if self.plan.stages[index].stage.uses() != Command::USES {
+            return Ok(None);
+        }
+        if self.guard.is_none() {
+            self.guard = Some(Guard::start().doing(|| "starting the guard of the programs".into())?);
+        }
+        Ok(self.guard.clone())
     }
 
     /// Passes on what a stage says. Its end is told by this process, once the artifact is in its place.
     fn hear(&mut self, index: usize, event: Event) {
-        match (event, &mut self.states[index]) {
-            (Event::StageFailed { error, .. }, State::Running(job)) => job.error = Some(error),
+        match (event, self.states.job(index)) {
+            (Event::StageFailed { error, .. }, Some(job)) => job.error = Some(error),
             (Event::StageFinished { .. } | Event::StageFailed { .. }, _) => {}
             (event, _) => self.sink.emit(event),
         }
@@ -282,8 +296,7 @@ impl<'a> Run<'a> {
 
     /// A stage's process has closed its output: it is over, one way or the other.
     fn close(&mut self, index: usize) {
-        let State::Running(job) = std::mem::replace(&mut self.states[index], State::Waiting) else { return };
-        let mut job = *job;
+        let Some(mut job) = self.states.take_job(index) else { return };
         let ended = job.end();
         let seconds = job.seconds();
         self.facts[index].1 = job.usage;
@@ -329,15 +342,7 @@ impl<'a> Run<'a> {
 
     fn done(&mut self, index: usize, status: Status, seconds: f64, record: CacheRecord) {
         self.artifacts[index] = Some(record.artifact);
-        self.states[index] = State::Done { status, seconds, record: Some(record) };
-    }
-
-    /// At the end, what short stages made.
-    fn settle_all(&mut self) {
-        if let Err(error) = self.store.settle(&std::mem::take(&mut self.unsettled)) {
-            let message = format!("what was made may not survive a power cut: {error}");
-            self.sink.emit(Event::Log { stage: self.plan.name.clone(), level: Level::Warning, message });
-        }
+        self.states.set(index, State::Done { status, seconds, record: Some(record) });
     }
 
     /// Waits twice as long each time.
@@ -349,63 +354,23 @@ impl<'a> Run<'a> {
         let message = format!("{error}; {again}");
         self.sink.emit(Event::Log { stage: stage.name.clone(), level: Level::Warning, message });
         self.tries[index] += 1;
-        self.states[index] = State::Ready { key, elsewhere: false, not_before: Some(Instant::now() + wait) };
+        self.states.set(index, State::Ready { key, elsewhere: false, not_before: Some(Instant::now() + wait) });
     }
 
     fn failed(&mut self, index: usize, error: StageError, seconds: f64) {
         self.sink.emit(Event::StageFailed { stage: self.plan.stages[index].name.clone(), seconds, error });
-        self.states[index] = State::Done { status: Status::Failed, seconds, record: None };
+        self.states.set(index, State::Done { status: Status::Failed, seconds, record: None });
         self.halted = !self.options.keep_going;
     }
 
     /// Ends what runs; what has not run is skipped.
     fn end_children(&mut self) {
-        end_all(&mut self.jobs().collect::<Vec<_>>());
-        for state in &mut self.states {
-            if !matches!(state, State::Done { .. }) {
-                *state = State::Done { status: Status::Skipped, seconds: 0.0, record: None };
-            }
-        }
-    }
-
-    fn jobs(&mut self) -> impl Iterator<Item = &mut Job> {
-        self.states.iter_mut().filter_map(|state| if let State::Running(job) = state { Some(&mut **job) } else { None })
+        end_all(&mut self.states.jobs().collect::<Vec<_>>());
+        self.states.skip_the_rest();
     }
 
     /// Places of the stages that the run is about.
     fn wanted(&self) -> impl Iterator<Item = usize> + '_ {
         (0..self.plan.stages.len()).filter(|index| self.options.selected.wanted[*index])
-    }
-
-    fn running(&self) -> impl Iterator<Item = &Job> {
-        self.states.iter().filter_map(|state| if let State::Running(job) = state { Some(&**job) } else { None })
-    }
-
-    fn results(&self) -> Vec<StageResult> {
-        let stages = self.plan.stages.iter().zip(&self.states).zip(&self.artifacts).zip(&self.facts);
-        stages
-            .zip(&self.options.selected.wanted)
-            .filter(|(_, wanted)| **wanted)
-            .map(|((((stage, state), artifact), (key, usage)), _)| {
-                let (status, seconds) =
-                    if let State::Done { status, seconds, .. } = state { (*status, *seconds) } else { (Status::Skipped, 0.0) };
-                StageResult { name: stage.name.clone(), status, seconds, artifact: *artifact, key: *key, usage: *usage }
-            })
-            .collect()
-    }
-
-    /// What all stages measured and made, by name; a later stage's word stands over an earlier one's. Those of a variant have
-    /// its values in their names.
-    fn metrics_and_outputs(&self) -> (BTreeMap<String, f64>, BTreeMap<String, String>) {
-        let (mut metrics, mut outputs) = (BTreeMap::new(), BTreeMap::new());
-        for index in self.wanted() {
-            let State::Done { record: Some(record), .. } = &self.states[index] else { continue };
-            let ending = self.plan.stages[index].name.split_once('@').map(|(_, values)| format!("@{values}")).unwrap_or_default();
-            let named = |name: &String| format!("{name}{ending}");
-            let object = self.store.object(&record.artifact);
-            metrics.extend(record.metrics.iter().map(|(name, value)| (named(name), *value)));
-            outputs.extend(record.outputs.iter().map(|(name, path)| (named(name), object.join(path).display().to_string())));
-        }
-        (metrics, outputs)
     }
 }

@@ -70,7 +70,7 @@ pub fn artifact(store: &ObjectStore, digest: &Digest, json: bool) -> Result<(), 
         manifest.outcome.metrics.iter().for_each(|(name, value)| anstream::println!("  {name:<32} {value:.6}"));
     }
     anstream::println!("\nlineage");
-    for ancestor in &manifest.lineage {
+    for ancestor in &store.lineage(&manifest) {
         let digest = ancestor.digest.unwrap_or(manifest.digest);
         anstream::println!("  {}  {} (version {}) {}", digest.short(), ancestor.uses, ancestor.version, ancestor.config);
     }

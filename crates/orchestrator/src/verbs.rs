@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use artifact::event::JsonLines;
@@ -21,8 +22,8 @@ use crate::rules::alerts::Alarm;
 use crate::rules::secret::Redacting;
 use crate::run::{Options, Run};
 use crate::{
-    Failure, busy, child, diff, gc, graph, log, manual, memory, record, reference, registry, reproduce, resolve, schedule, show, tagging,
-    verify, why,
+    Failure, busy, child, diff, gc, graph, guard, log, manual, memory, record, reference, registry, reproduce, resolve, schedule, show,
+    tagging, verify, why,
 };
 
 /// Does what was asked; the exit code.
@@ -54,6 +55,10 @@ pub fn act(cli: Cli) -> Result<u8, Failure> {
         Verb::Log { pipeline, number } => log::log(global, pipeline.as_deref(), *number),
         Verb::Tag { name, what, remove, pipeline } => tagging::tag(global, name.as_deref(), what.as_deref(), *remove, pipeline),
         Verb::Verify { dry_run } => verify_verb(global, *dry_run),
+        Verb::Guard => {
+            guard::watch();
+            Ok(DONE)
+        }
         Verb::Stage { parent: Some(parent), .. } if !child::die_with(*parent) => Ok(INTERRUPTED),
         Verb::Stage { spec, memory, .. } => {
             memory.map(memory::limit);
@@ -126,7 +131,8 @@ pub fn execute(global: &Global, plan: &Plan, args: &RunArgs) -> Result<Executed,
     }
     let begun = Begun::new(&store, &plan.name, &stopped)?;
     held.note(&format!("{}, process {}", begun.name, std::process::id()));
-    sinks.push(Box::new(RunLog::create(&begun.folder)?));
+    let log = Arc::new(RunLog::create(&begun.folder)?);
+    sinks.push(Box::new(Arc::clone(&log)));
     if let Some(target) = global.openlineage.as_deref().filter(|target| !target.is_empty()) {
         sinks.push(Box::new(OpenLineage::open(target, plan, &store)?));
     }
@@ -142,7 +148,10 @@ pub fn execute(global: &Global, plan: &Plan, args: &RunArgs) -> Result<Executed,
     if !ended.interrupted {
         alarm.ring(&store, &run, &stopped)?;
     }
-    let code = match (ended.interrupted, ended.ok) {
+    let logged = log.is_whole();
+    // The events of the run are all told: this is for people.
+    logged.as_ref().err().map(artifact::cli::report);
+    let code = match (ended.interrupted, ended.ok && logged.is_ok()) {
         (true, _) => INTERRUPTED,
         (false, true) => DONE,
         (false, false) => FAILED,

@@ -1,11 +1,11 @@
 //! Re-hashing a store: what is damaged, missing or stray, what depends on it, and moving damage out of the way of runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use artifact::object_store::remove_tree;
-use artifact::{CacheRecord, Digest, Doing, Manifest, ObjectStore, StageError, durable};
+use artifact::{CacheRecord, Digest, Doing, Manifest, ObjectStore, StageError, durable, manifest};
 use indicatif::{HumanBytes, ProgressBar};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -76,7 +76,8 @@ pub fn verify(store: &ObjectStore, dry_run: bool, bar: &ProgressBar) -> Result<V
             moved_to: if dry_run { None } else { Some(set_aside(store, checked, &users)?) },
         });
     }
-    let missing = users.needed().filter(|digest| checked.iter().all(|checked| checked.digest != *digest));
+    let known: BTreeSet<Digest> = checked.iter().map(|checked| checked.digest).collect();
+    let missing = users.needed().filter(|digest| !known.contains(digest) && users.miss(store, digest));
     findings.extend(missing.map(|digest| Finding {
         wrong: Wrong::Missing,
         path: store.object(&digest),
@@ -159,9 +160,11 @@ impl Users {
     fn of<'a>(store: &ObjectStore, manifests: impl Iterator<Item = &'a Manifest>) -> Result<Self, StageError> {
         let mut users = Self::default();
         for path in list_shards(&store.root().join("cache"))?.into_iter().filter(|path| !is_temporary(path)) {
-            match fs::read(&path).ok().and_then(|text| serde_json::from_slice::<CacheRecord>(&text).ok()) {
+            match read(&path) {
                 Some(record) => users.records.entry(record.artifact).or_default().push((path, record)),
-                None => users.unreadable.push(path),
+                // `gc` may have removed it in this moment.
+                None if path.exists() => users.unreadable.push(path),
+                None => {}
             }
         }
         for (name, tag) in tag::all(store)? {
@@ -182,6 +185,15 @@ impl Users {
         self.records.keys().chain(tagged).copied()
     }
 
+    /// Whether an artifact that was not found at first is not there indeed: a run may have published it meanwhile, or `gc` removed it
+    /// together with what referred to it.
+    fn miss(&self, store: &ObjectStore, digest: &Digest) -> bool {
+        let recorded = self.records.get(digest).into_iter().flatten();
+        let is_needed = recorded.into_iter().any(|(path, _)| read(path).is_some_and(|record| record.artifact == *digest))
+            || self.tags.get(digest).into_iter().flatten().any(|name| tag::read(store, name).is_ok_and(|tag| tag.is_some()));
+        is_needed && !store.object(digest).join(manifest::FILE_NAME).is_file()
+    }
+
     fn of_artifact(&self, digest: &Digest) -> Vec<String> {
         let made = self.records.get(digest).into_iter().flatten().map(|(_, record)| format!("made by {} in {}", record.uses, record.run));
         let tags = self.tags.get(digest).into_iter().flatten().map(|name| format!("tagged {name}"));
@@ -189,6 +201,11 @@ impl Users {
         let heirs = heirs.map(|(heir, uses)| format!("{} ({uses}) was made from it", heir.short()));
         made.chain(tags).chain(heirs).collect()
     }
+}
+
+/// A cache record; none when it is gone or is none.
+fn read(path: &Path) -> Option<CacheRecord> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
 }
 
 /// Moves an artifact to `damaged/` in one step, and forgets which keys gave it.
@@ -255,6 +272,24 @@ mod tests {
     fn wrong(store: &ObjectStore) -> Vec<(Wrong, PathBuf)> {
         let verified = verify(store, true, &ProgressBar::hidden()).unwrap();
         verified.findings.into_iter().map(|finding| (finding.wrong, finding.path)).collect()
+    }
+
+    #[test]
+    fn what_a_run_publishes_or_gc_removes_meanwhile_is_not_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ObjectStore::open(dir.path()).unwrap();
+        let [published, removed, lost] = ["published", "removed", "lost"].map(|name| object(&store, name));
+        let record = |artifact: Digest| {
+            let (uses, run, started, machine) = Default::default();
+            let (usage, metrics, outputs) = Default::default();
+            let record = CacheRecord { artifact, uses, run, started, seconds: 0.0, machine, usage, metrics, outputs };
+            store.remember(&artifact, &record).unwrap();
+        };
+        [published, removed, lost].into_iter().for_each(record);
+        let users = Users::of(&store, std::iter::empty()).unwrap();
+        [removed, lost].iter().for_each(|digest| remove_tree(&store.object(digest)).unwrap());
+        fs::remove_file(store.cache_path(&removed)).unwrap();
+        assert_eq!([published, removed, lost].map(|digest| users.miss(&store, &digest)), [false, false, true]);
     }
 
     #[test]

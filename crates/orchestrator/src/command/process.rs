@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use artifact::{Doing, RunContext, StageError};
 use rustix::process::{Pid, Signal, getpgrp, getpid, getppid, kill_process_group, set_parent_process_death_signal};
 
+use crate::guard;
+
 /// How often a waiting stage looks whether its orchestrator is still there.
 const LOOK: Duration = Duration::from_millis(50);
 /// How long what a program left behind may hold its output open.
@@ -25,7 +27,9 @@ const LAST_LINES: usize = 12;
 /// When it cannot be started, or ends in any way but with exit code 0: with the last lines of its output.
 pub fn run(program: Command, place: &Path, secrets: &[(String, String)], context: &RunContext) -> Result<(), StageError> {
     let parent = getppid();
-    // An orchestrator that dies must not leave the program behind: this process outlives it for long enough to see to that.
+    // An orchestrator that dies must not leave the program behind: this process outlives it for long enough to see to that, and where
+    // it is killed as well, the guard does.
+    guard::begin();
     let _ = set_parent_process_death_signal(None);
     let shown = shown(&program);
     let (mut child, output) = start(program, place)?;
