@@ -110,6 +110,11 @@ impl Scratch {
         self.dir.path()
     }
 
+    /// Leaves the folder where it is, to be looked at.
+    pub fn keep(self) -> PathBuf {
+        self.dir.keep()
+    }
+
     /// The store within it.
     pub fn store(&self) -> PathBuf {
         self.path().join("store")

@@ -2,6 +2,7 @@
 
 mod bench;
 mod cuda;
+mod faults;
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ const HELP: &str = "cargo xtask VERB
   cuda build        builds target/cuda/release/episteme for NVIDIA GPUs, on any machine; it runs without a GPU too
   cuda test         tests it on this machine's GPU
                       both take --compute-capability 80 and --toolkit DIR; see docs/cuda.md
+  faults [OPTIONS]  kills, crowds and breaks disks at full length, half an hour; --kills, --crowds, --disk, --seed N
   bench NAME        measures and prints `name value unit` lines: learn, mnist, orchestrator
 ";
 
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
         Some("ci") => ci(),
         Some("docs") => docs(),
         Some("cuda") => cuda::cuda(rest),
+        Some("faults") => faults::faults(rest),
         Some("bench") => bench::bench(rest),
         Some("help" | "--help" | "-h") => {
             print!("{HELP}");
