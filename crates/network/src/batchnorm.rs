@@ -1,14 +1,15 @@
 //! Batch normalisation (Ioffe and Szegedy 2015): each channel to zero mean and unit variance over the batch, then a learned
 //! scale and shift. At inference the running mean and variance stand in, so a result does not depend on its batch.
 
-use std::{ops::Range, sync::Arc};
+use std::sync::Arc;
 
 use dfdx::tensor::{Cpu, CpuError, Tape as _};
 use rayon::prelude::*;
 
 use crate::{
     layer::Activation,
-    simd::for_each_level,
+    scratch::{self, sized},
+    simd::{for_each_level, multiply_add},
     tape::{Flow, LayerWeights, Tape, give, take},
 };
 
@@ -57,26 +58,40 @@ impl BatchNorm {
         let factor: Vec<f32> =
             running.variance.iter().zip(scale).map(|(variance, scale)| scale / (variance + self.epsilon).sqrt()).collect();
         let offset: Vec<f32> = running.mean.iter().zip(&factor).zip(shift).map(|((mean, factor), shift)| shift - mean * factor).collect();
-        affine(values, &factor, &offset);
+        affine_in_place(values, &factor, &offset);
         self.activation.apply(values);
     }
 
-    /// Two sums a channel over all pixels: `add` adds those of a range of values. In a fixed order, in f64.
-    fn sums(&self, len: usize, add: impl Fn(Range<usize>, &mut [f64], &mut [f64]) + Sync) -> (Vec<f64>, Vec<f64>) {
-        let parts: Vec<(Vec<f64>, Vec<f64>)> = (0..len.div_ceil(self.range()))
-            .into_par_iter()
-            .map(|part| {
-                let (mut first, mut second) = (vec![0.0; self.channels], vec![0.0; self.channels]);
-                add(part * self.range()..((part + 1) * self.range()).min(len), &mut first, &mut second);
-                (first, second)
-            })
-            .collect();
-        let (mut first, mut second) = (vec![0.0; self.channels], vec![0.0; self.channels]);
+    /// Two sums a channel over all pixels: `add` gives those of one of the parts. In a fixed order, in f64.
+    fn sums<P: Send>(
+        &self,
+        parts: impl IndexedParallelIterator<Item = P>,
+        add: impl Fn(P, &mut [f64], &mut [f64]) + Sync,
+    ) -> (Vec<f64>, Vec<f64>) {
+        let zeros = || (vec![0.0; self.channels], vec![0.0; self.channels]);
+        let sums_of = |part| {
+            let (mut first, mut second) = zeros();
+            add(part, &mut first, &mut second);
+            (first, second)
+        };
+        let parts: Vec<(Vec<f64>, Vec<f64>)> = parts.map(sums_of).collect();
+        let (mut first, mut second) = zeros();
         for part in &parts {
             first.iter_mut().zip(&part.0).for_each(|(sum, part)| *sum += part);
             second.iter_mut().zip(&part.1).for_each(|(sum, part)| *sum += part);
         }
         (first, second)
+    }
+
+    /// The mean of each channel and its biased variance.
+    fn moments(&self, values: &[f32]) -> (Vec<f32>, Vec<f64>) {
+        let count = (values.len() / self.channels) as f64;
+        // Moments about some value of the batch, not about zero: there, squares of a far-off mean would swallow the variance.
+        let origin = &values[..self.channels];
+        let (sum, squares) = self.sums(values.par_chunks(self.range()), |values, sum, squares| add_moments(values, origin, sum, squares));
+        let mean = sum.iter().zip(origin).map(|(sum, origin)| (f64::from(*origin) + sum / count) as f32).collect();
+        let variance = sum.iter().zip(&squares).map(|(sum, squares)| (squares / count - (sum / count).powi(2)).max(0.0)).collect();
+        (mean, variance)
     }
 
     /// Normalises a batch with its own statistics and records the backward pass. The second result are the batch's mean
@@ -90,10 +105,7 @@ impl BatchNorm {
     ) -> Result<(Flow, Running), CpuError> {
         let values = input.values.to_floats(self.channels);
         let count = (values.len() / self.channels) as f64;
-        let (sum, squares) = self.sums(values.len(), |range, sum, squares| add_moments(&values[range], sum, squares));
-        let mean: Vec<f32> = sum.iter().map(|sum| (sum / count) as f32).collect();
-        let variance: Vec<f64> =
-            sum.iter().zip(&squares).map(|(sum, squares)| (squares / count - (sum / count).powi(2)).max(0.0)).collect();
+        let (mean, variance) = self.moments(&values);
         let inverse: Vec<f32> = variance.iter().map(|variance| 1.0 / (*variance as f32 + self.epsilon).sqrt()).collect();
         let unbiased = variance.iter().map(|variance| (variance * count / (count - 1.0).max(1.0)) as f32).collect();
         let batch = Running { mean: mean.clone(), variance: unbiased };
@@ -101,21 +113,27 @@ impl BatchNorm {
         let factor: Vec<f32> = inverse.iter().zip(layer.weights.iter()).map(|(inverse, scale)| inverse * scale).collect();
         let offset: Vec<f32> =
             mean.iter().zip(&factor).zip(layer.bias.iter()).map(|((mean, factor), shift)| shift - mean * factor).collect();
-        let mut output = values.to_vec();
-        output.par_chunks_mut(self.range()).for_each(|output| affine(output, &factor, &offset));
-        let before = if self.activation.needs_input() { output.clone() } else { Vec::new() };
-        output.par_chunks_mut(self.range()).for_each(|output| self.activation.apply(output));
+        let mut output = vec![0.0; values.len()];
+        output.par_chunks_mut(self.range()).zip(values.par_chunks(self.range())).for_each(|(output, values)| {
+            affine(values, &factor, &offset, output);
+            self.activation.apply(output);
+        });
 
-        let output = Arc::new(output);
-        let (flow, node) = Flow::new(output.clone(), device)?;
+        let (flow, node) = Flow::new(Arc::new(output), device)?;
         let (norm, layer, input_node) = (self.clone(), layer.clone(), input.node.clone());
         tape.add_backward_op(move |grads| {
             let mut gradient = take(grads, &node, values.len())?;
-            let kept: &[f32] = if norm.activation.needs_input() { &before } else { &output };
-            let parts = gradient.par_chunks_mut(norm.range()).zip(kept.par_chunks(norm.range()));
-            parts.for_each(|(gradient, kept)| norm.activation.backward(kept, gradient));
-            let (shift_sum, scale_sum) = norm.sums(values.len(), |range, shift, scale| {
-                add_gradients(&values[range.clone()], &gradient[range], &mean, &inverse, shift, scale);
+            let parts = gradient.par_chunks_mut(norm.range()).zip(values.par_chunks(norm.range()));
+            let (shift_sum, scale_sum) = norm.sums(parts, |(gradient, values), shift, scale| {
+                if norm.activation != Activation::None {
+                    // What the activation saw is made anew: cheaper than to write it in the forward pass and to read it here.
+                    scratch::with(|scratch| {
+                        let before = sized(&mut scratch.product, values.len());
+                        affine(values, &factor, &offset, before);
+                        norm.activation.backward(before, gradient);
+                    });
+                }
+                add_gradients(values, gradient, &mean, &inverse, shift, scale);
             });
             write(grads.get_or_alloc_mut(&layer.weights_tensor)?, &scale_sum);
             write(grads.get_or_alloc_mut(&layer.bias_tensor)?, &shift_sum);
@@ -136,17 +154,29 @@ fn write(out: &mut [f32], sums: &[f64]) {
     out.iter_mut().zip(sums).for_each(|(out, sum)| *out = *sum as f32);
 }
 
+/// Channels whose sums the registers hold, and pixels whose sums are f32 before they go into those in f64: few enough that the
+/// rounding stays that of the values.
+const LANES: usize = 16;
+const PIXELS: usize = 16;
+
 for_each_level! {
-    /// Adds values and their squares by channel.
-    fn add_moments(values: &[f32], sum: &mut [f64], squares: &mut [f64]) {
-        let _ = FMA;
+    /// Adds the values' distances from `origin`, and the squares of these, by channel.
+    fn add_moments(values: &[f32], origin: &[f32], sum: &mut [f64], squares: &mut [f64]) {
         let channels = sum.len();
-        let squares = &mut squares[..channels];
-        for pixel in values.chunks_exact(channels) {
-            for c in 0..channels {
-                let value = f64::from(pixel[c]);
-                sum[c] += value;
-                squares[c] += value * value;
+        for pixels in values.chunks(PIXELS * channels) {
+            for first in (0..channels).step_by(LANES) {
+                let (mut sums, mut products) = ([0.0; LANES], [0.0; LANES]);
+                let origin = lanes(&origin[first..]);
+                for pixel in pixels.chunks_exact(channels) {
+                    let pixel = lanes(&pixel[first..]);
+                    for lane in 0..LANES {
+                        let value = pixel[lane] - origin[lane];
+                        sums[lane] += value;
+                        products[lane] = multiply_add::<FMA>(value, value, products[lane]);
+                    }
+                }
+                add_lanes(&sums, &mut sum[first..]);
+                add_lanes(&products, &mut squares[first..]);
             }
         }
     }
@@ -155,26 +185,61 @@ for_each_level! {
 for_each_level! {
     /// Adds gradients, and their products with the normalised values, by channel.
     fn add_gradients(values: &[f32], gradient: &[f32], mean: &[f32], inverse: &[f32], shift: &mut [f64], scale: &mut [f64]) {
-        let _ = FMA;
         let channels = mean.len();
-        let (inverse, shift, scale) = (&inverse[..channels], &mut shift[..channels], &mut scale[..channels]);
-        for (pixel, gradient) in values.chunks_exact(channels).zip(gradient.chunks_exact(channels)) {
+        for (pixels, gradients) in values.chunks(PIXELS * channels).zip(gradient.chunks(PIXELS * channels)) {
+            for first in (0..channels).step_by(LANES) {
+                let (mut sums, mut products) = ([0.0; LANES], [0.0; LANES]);
+                let (mean, inverse) = (lanes(&mean[first..]), lanes(&inverse[first..]));
+                for (pixel, gradient) in pixels.chunks_exact(channels).zip(gradients.chunks_exact(channels)) {
+                    let (pixel, gradient) = (lanes(&pixel[first..]), lanes(&gradient[first..]));
+                    for lane in 0..LANES {
+                        let normal = (pixel[lane] - mean[lane]) * inverse[lane];
+                        sums[lane] += gradient[lane];
+                        products[lane] = multiply_add::<FMA>(gradient[lane], normal, products[lane]);
+                    }
+                }
+                add_lanes(&sums, &mut shift[first..]);
+                add_lanes(&products, &mut scale[first..]);
+            }
+        }
+    }
+}
+
+/// The first values, or all of fewer and zeros.
+#[inline(always)]
+fn lanes(values: &[f32]) -> [f32; LANES] {
+    if let Some(lanes) = values.first_chunk() {
+        return *lanes;
+    }
+    let mut lanes = [0.0; LANES];
+    lanes[..values.len()].copy_from_slice(values);
+    lanes
+}
+
+#[inline(always)]
+fn add_lanes(lanes: &[f32; LANES], sums: &mut [f64]) {
+    sums.iter_mut().zip(lanes).for_each(|(sum, lane)| *sum += f64::from(*lane));
+}
+
+for_each_level! {
+    fn affine(values: &[f32], factor: &[f32], offset: &[f32], out: &mut [f32]) {
+        let channels = factor.len();
+        let offset = &offset[..channels];
+        for (pixel, out) in values.chunks_exact(channels).zip(out.chunks_exact_mut(channels)) {
             for c in 0..channels {
-                let g = f64::from(gradient[c]);
-                shift[c] += g;
-                scale[c] += g * f64::from((pixel[c] - mean[c]) * inverse[c]);
+                out[c] = multiply_add::<FMA>(pixel[c], factor[c], offset[c]);
             }
         }
     }
 }
 
 for_each_level! {
-    fn affine(values: &mut [f32], factor: &[f32], offset: &[f32]) {
+    fn affine_in_place(values: &mut [f32], factor: &[f32], offset: &[f32]) {
         let channels = factor.len();
         let offset = &offset[..channels];
         for pixel in values.chunks_exact_mut(channels) {
             for c in 0..channels {
-                pixel[c] = crate::simd::multiply_add::<FMA>(pixel[c], factor[c], offset[c]);
+                pixel[c] = multiply_add::<FMA>(pixel[c], factor[c], offset[c]);
             }
         }
     }
