@@ -8,7 +8,9 @@
 //! Rows of a patch are taken as whole vectors of [`LANES`] values. What a vector reads past the end of a row meets zeros in the
 //! weights, and lands in columns of the weights' gradient that [`Conv::weights_gradient`] leaves out.
 
-use super::{Conv, Kept, Sums, Tile};
+use std::ops::Range;
+
+use super::{Conv, Kept, Sums};
 use crate::{
     scratch::{Aligned, Scratch, is_aligned, sized},
     simd::{add_rows, for_each_level, multiply_add},
@@ -29,16 +31,21 @@ pub(crate) struct Entry {
 pub(crate) struct Lists {
     entries: Vec<Entry>,
     counts: Vec<u32>,
+    /// Where each list's sum goes.
+    targets: Vec<usize>,
     capacity: usize,
 }
 
 impl Lists {
-    fn reset(&mut self, lists: usize, capacity: usize) {
+    /// Empties them: one list for each target.
+    fn reset(&mut self, targets: impl Iterator<Item = usize>, capacity: usize) {
         // One more than the capacity: where a zero behind a full list is written before it is not counted.
         self.capacity = capacity + 1;
+        self.targets.clear();
+        self.targets.extend(targets);
         self.counts.clear();
-        self.counts.resize(lists, 0);
-        let len = lists * self.capacity;
+        self.counts.resize(self.targets.len(), 0);
+        let len = self.targets.len() * self.capacity;
         if self.entries.len() < len {
             self.entries.resize(len, Entry::default());
         }
@@ -52,8 +59,10 @@ impl Lists {
         *count += u32::from(value != 0.0);
     }
 
-    fn list(&self, list: usize) -> &[Entry] {
-        &self.entries[list * self.capacity..][..self.counts[list] as usize]
+    /// Each list with its target.
+    fn iter(&self) -> impl Iterator<Item = (&[Entry], usize)> + Clone {
+        let lists = self.entries.chunks_exact(self.capacity).zip(&self.counts).zip(&self.targets);
+        lists.map(|((entries, count), target)| (&entries[..*count as usize], *target))
     }
 }
 
@@ -91,12 +100,9 @@ pub(super) fn backward(
     scratch: &mut Scratch,
 ) {
     let Scratch { image: buffer, columns, gradient: padded, lists, .. } = scratch;
-    let (height, _) = conv.computed();
     let (output_len, input_len) = (conv.output_len(), conv.input_len());
-    let line = conv.padded_width * conv.channels;
     add_rows(gradient, &mut sums.partial.bias);
-    for image in 0..gradient.len() / output_len {
-        let tile = Tile { image, images: 1, row: 0, rows: height };
+    for tile in conv.whole_images(gradient.len() / output_len) {
         let mut staged = conv.staged(kept.input, tile, buffer);
         if conv.overreaches() || !is_aligned(staged) {
             let longer = sized(columns, staged.len() + LANES);
@@ -104,17 +110,19 @@ pub(super) fn backward(
             longer[staged.len()..].fill(0.0);
             staged = longer;
         }
-        let range = image * output_len..(image + 1) * output_len;
-        let (gradient, winners) = (&gradient[range.clone()], &kept.winners[range]);
-        list_by_filter(conv, gradient, winners, lists);
-        add_patches(lists, staged, conv.filters, conv.rows, conv.row_pitch(), line, &mut sums.partial.weights);
+        let range = tile.image * output_len..(tile.image + tile.images) * output_len;
+        let sparse = Sparse { values: &gradient[range.clone()], winners: &kept.winners[range] };
+        sparse.list_by_filter(conv, lists);
+        add_patches(conv, lists, staged, &mut sums.partial.weights);
         let Some(out) = sums.input.as_deref_mut() else { continue };
-        let out = &mut out[image * input_len..][..input_len];
-        list_by_place(conv, gradient, winners, lists);
-        let padded = sized(padded, conv.padded_len() + LANES);
+        let out = &mut out[tile.image * input_len..][..tile.images * input_len];
+        let padded = sized(padded, tile.images * conv.padded_len() + LANES);
         padded.fill(0.0);
-        add_filters(conv, lists, weights_by_filter, padded);
-        conv.crop(padded, out);
+        for first in (0..conv.filters).step_by(FILTERS) {
+            sparse.list_by_place(conv, first..conv.filters.min(first + FILTERS), lists);
+            add_filters(conv, lists, weights_by_filter, padded);
+        }
+        padded.chunks_exact(conv.padded_len()).zip(out.chunks_exact_mut(input_len)).for_each(|(padded, out)| conv.crop(padded, out));
     }
 }
 
@@ -123,34 +131,58 @@ fn corner(conv: &Conv, y: usize, x: usize) -> usize {
     (y * conv.stride * conv.padded_width + x * conv.stride) * conv.channels
 }
 
-/// One list a filter: where each patch begins, and its factor.
-fn list_by_filter(conv: &Conv, gradient: &[f32], winners: &[u8], lists: &mut Lists) {
-    lists.reset(conv.filters, conv.out_height * conv.out_width);
-    let mut places = [0; 256];
-    for (place, start) in places.iter_mut().enumerate().take(conv.pool * conv.pool) {
-        *start = corner(conv, place / conv.pool, place % conv.pool);
+/// Some images' gradient behind the pooling, and the place of each value in its window.
+struct Sparse<'a> {
+    values: &'a [f32],
+    winners: &'a [u8],
+}
+
+impl Sparse<'_> {
+    /// The values and winners of each pixel behind the pooling, image after image.
+    fn pixels(&self, conv: &Conv) -> impl Iterator<Item = (&[f32], &[u8])> {
+        self.values.chunks_exact(conv.filters).zip(self.winners.chunks_exact(conv.filters))
     }
-    let pixels = gradient.chunks_exact(conv.filters).zip(winners.chunks_exact(conv.filters)).enumerate();
-    for (pixel, (gradient, winners)) in pixels {
-        let first = corner(conv, pixel / conv.out_width * conv.pool, pixel % conv.out_width * conv.pool);
-        for (filter, (value, winner)) in gradient.iter().zip(winners).enumerate() {
-            lists.push(filter, first + places[usize::from(*winner)], *value);
+
+    /// One list a filter: where each patch begins, and its factor.
+    fn list_by_filter(&self, conv: &Conv, lists: &mut Lists) {
+        let weights = conv.rows * conv.row_pitch();
+        lists.reset((0..conv.filters).map(|filter| filter * weights), self.values.len() / conv.filters);
+        let mut places = [0; 256];
+        for (place, start) in places.iter_mut().enumerate().take(conv.pool * conv.pool) {
+            *start = corner(conv, place / conv.pool, place % conv.pool);
+        }
+        let per_image = conv.out_height * conv.out_width;
+        for (pixel, (values, winners)) in self.pixels(conv).enumerate() {
+            let (image, pixel) = (pixel / per_image, pixel % per_image);
+            let (y, x) = (pixel / conv.out_width * conv.pool, pixel % conv.out_width * conv.pool);
+            let first = image * conv.padded_len() + corner(conv, y, x);
+            for (filter, (value, winner)) in values.iter().zip(winners).enumerate() {
+                lists.push(filter, first + places[usize::from(*winner)], *value);
+            }
+        }
+    }
+
+    /// One list a place before pooling, window by window: where the weights of each of these filters begin, and its factor.
+    fn list_by_place(&self, conv: &Conv, filters: Range<usize>, lists: &mut Lists) {
+        let window = conv.pool * conv.pool;
+        let images = 0..self.values.len() / conv.output_len();
+        let places = images.flat_map(|image| (0..conv.out_height).flat_map(move |y| (0..conv.out_width).map(move |x| (image, y, x))));
+        let targets = places.flat_map(|(image, y, x)| {
+            let at = move |place| corner(conv, y * conv.pool + place / conv.pool, x * conv.pool + place % conv.pool);
+            (0..window).map(move |place| image * conv.padded_len() + at(place))
+        });
+        lists.reset(targets, filters.len());
+        let weights = conv.rows * conv.row_pitch();
+        for (pixel, (values, winners)) in self.pixels(conv).enumerate() {
+            for (filter, (value, winner)) in filters.clone().zip(values[filters.clone()].iter().zip(&winners[filters.clone()])) {
+                lists.push(pixel * window + usize::from(*winner), filter * weights, *value);
+            }
         }
     }
 }
 
-/// One list a place before pooling, window by window: where each filter's weights begin, and its factor.
-fn list_by_place(conv: &Conv, gradient: &[f32], winners: &[u8], lists: &mut Lists) {
-    let window = conv.pool * conv.pool;
-    lists.reset(conv.out_height * conv.out_width * window, conv.filters);
-    let pitch = conv.rows * conv.row_pitch();
-    let pixels = gradient.chunks_exact(conv.filters).zip(winners.chunks_exact(conv.filters)).enumerate();
-    for (pixel, (gradient, winners)) in pixels {
-        for (filter, (value, winner)) in gradient.iter().zip(winners).enumerate() {
-            lists.push(pixel * window + usize::from(*winner), filter * pitch, *value);
-        }
-    }
-}
+/// Filters whose weights meet all places before the next ones do: the vectors of them that are added at once fit the first-level cache.
+const FILTERS: usize = 64;
 
 /// The most vectors whose sum is kept in registers at once: of one row, and of each of three rows where registers are
 /// [wide](for_each_level) and where they are not.
@@ -225,14 +257,15 @@ unsafe fn add_entry<const FMA: bool, const R: usize, const N: usize>(
     }
 }
 
-/// The same for `R` rows of any number of vectors, `pitch` values in all.
+/// The same for `R` rows of any number of vectors, `pitch` values in all, and for all lists. The lists
+/// change fastest: what the same vectors of all of them read stays in the cache.
 ///
 /// # Safety
 ///
 /// As [`add_scaled_rows`].
 #[inline(always)]
 unsafe fn add_scaled<const FMA: bool, const WIDE: bool, const R: usize>(
-    entries: &[Entry],
+    lists: &Lists,
     source: &[f32],
     (source_line, sums_line): (usize, usize),
     pitch: usize,
@@ -242,62 +275,53 @@ unsafe fn add_scaled<const FMA: bool, const WIDE: bool, const R: usize>(
     let most = if is_roomy { VECTORS } else { VECTORS_OF_THREE };
     for skip in (0..pitch).step_by(most * LANES) {
         let rows = Rows { skip, source_line, sums_line };
-        // SAFETY: as the caller says.
-        unsafe {
-            match ((pitch - skip) / LANES).min(most) {
-                1 if !is_roomy => add_scaled_rows::<FMA, R, 1, 2>(entries, source, rows, sums),
-                2 if !is_roomy => add_scaled_rows::<FMA, R, 2, 1>(entries, source, rows, sums),
-                1 => add_scaled_rows::<FMA, R, 1, 4>(entries, source, rows, sums),
-                2 => add_scaled_rows::<FMA, R, 2, 2>(entries, source, rows, sums),
-                3 => add_scaled_rows::<FMA, R, 3, 2>(entries, source, rows, sums),
-                4 => add_scaled_rows::<FMA, R, 4, 1>(entries, source, rows, sums),
-                5 => add_scaled_rows::<FMA, R, 5, 1>(entries, source, rows, sums),
-                _ => add_scaled_rows::<FMA, R, VECTORS, 1>(entries, source, rows, sums),
-            }
+        macro_rules! add {
+            ($vectors:expr, $ways:literal) => {
+                for (entries, at) in lists.iter() {
+                    if entries.is_empty() {
+                        continue;
+                    }
+                    // SAFETY: as the caller says.
+                    unsafe { add_scaled_rows::<FMA, R, { $vectors }, $ways>(entries, source, rows, &mut sums[at..]) };
+                }
+            };
+        }
+        match ((pitch - skip) / LANES).min(most) {
+            1 if !is_roomy => add!(1, 2),
+            2 if !is_roomy => add!(2, 1),
+            1 => add!(1, 4),
+            2 => add!(2, 2),
+            3 => add!(3, 2),
+            4 => add!(4, 1),
+            5 => add!(5, 1),
+            _ => add!(VECTORS, 1),
         }
     }
 }
 
 for_each_level! {
     /// Adds each filter's patches to its weights' gradient, `[filters, rows, pitch]`.
-    fn add_patches(lists: &Lists, image: &[f32], filters: usize, rows: usize, pitch: usize, line: usize, weights_gradient: &mut [f32]) {
-        for filter in 0..filters {
-            let entries = lists.list(filter);
-            let sums = &mut weights_gradient[filter * rows * pitch..][..rows * pitch];
-            // SAFETY: the lists hold corners of patches, whose rows lie within the image and the vector of zeros behind it.
-            unsafe {
-                if rows == 3 {
-                    add_scaled::<FMA, WIDE, 3>(entries, image, (line, pitch), pitch, sums);
-                } else {
-                    for row in 0..rows {
-                        add_scaled::<FMA, WIDE, 1>(entries, &image[row * line..], (0, 0), pitch, &mut sums[row * pitch..]);
-                    }
-                }
+    fn add_patches(conv: &Conv, lists: &Lists, images: &[f32], weights_gradient: &mut [f32]) {
+        let (rows, pitch, line) = (conv.rows, conv.row_pitch(), conv.padded_width * conv.channels);
+        // SAFETY: the lists hold corners of patches, whose rows lie within the images and the vector of zeros behind them.
+        unsafe {
+            if rows == 3 {
+                return add_scaled::<FMA, WIDE, 3>(lists, images, (line, pitch), pitch, weights_gradient);
+            }
+            for row in 0..rows {
+                add_scaled::<FMA, WIDE, 1>(lists, &images[row * line..], (0, 0), pitch, &mut weights_gradient[row * pitch..]);
             }
         }
     }
 }
 
 for_each_level! {
-    /// Adds to the patch at each place the weights of its filters. Row by row of the kernel, so that the rows of all filters'
-    /// weights that are in use fit the first-level cache.
-    fn add_filters(conv: &Conv, lists: &Lists, weights_by_filter: &[f32], image_gradient: &mut [f32]) {
-        let pitch = conv.row_pitch();
-        let line = conv.padded_width * conv.channels;
-        let window = conv.pool * conv.pool;
+    /// Adds to the patch at each place of some images the weights of its filters.
+    fn add_filters(conv: &Conv, lists: &Lists, weights_by_filter: &[f32], gradient: &mut [f32]) {
+        let (pitch, line) = (conv.row_pitch(), conv.padded_width * conv.channels);
         for row in 0..conv.rows {
-            for list in 0..conv.out_height * conv.out_width * window {
-                let entries = lists.list(list);
-                if entries.is_empty() {
-                    continue;
-                }
-                let (pixel, place) = (list / window, list % window);
-                let y = pixel / conv.out_width * conv.pool + place / conv.pool;
-                let x = pixel % conv.out_width * conv.pool + place % conv.pool;
-                let sums = &mut image_gradient[corner(conv, y, x) + row * line..];
-                // SAFETY: the lists hold the beginnings of filters, each of which has this row.
-                unsafe { add_scaled::<FMA, WIDE, 1>(entries, &weights_by_filter[row * pitch..], (0, 0), pitch, sums) };
-            }
+            // SAFETY: the lists hold the beginnings of filters, each of which has this row.
+            unsafe { add_scaled::<FMA, WIDE, 1>(lists, &weights_by_filter[row * pitch..], (0, 0), pitch, &mut gradient[row * line..]) };
         }
     }
 }
