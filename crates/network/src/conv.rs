@@ -292,7 +292,11 @@ impl Conv {
             BackwardPath::NonZeros => self.weights_by_filter(weights),
             _ if self.input_is_convolution() => {
                 let turned = self.turned_weights(weights);
-                if self.turned().is_minimal() { self.turned().minimal_weights(turned.values()) } else { turned }
+                if self.turned().is_minimal() {
+                    self.turned().minimal_weights(turned.values())
+                } else {
+                    self.turned().packed_weights(turned.values())
+                }
             }
             _ => Aligned::default(),
         }
@@ -300,7 +304,11 @@ impl Conv {
 
     /// The weights in the order that the forward pass reads, if it is another one.
     pub(crate) fn prepared_weights(&self, weights: &[f32]) -> Aligned {
-        if self.forward_path() == ForwardPath::Winograd { self.minimal_weights(weights) } else { Aligned::default() }
+        match self.forward_path() {
+            ForwardPath::Winograd => self.minimal_weights(weights),
+            ForwardPath::Direct => self.packed_weights(weights),
+            ForwardPath::Depthwise | ForwardPath::PatchesTimesWeights => Aligned::default(),
+        }
     }
 
     /// Whether [`Partial::weights`] is `[filters, rows, row_pitch]` in place of `[patch, filters]`.
@@ -377,7 +385,7 @@ impl Conv {
     /// full tile.
     pub(crate) fn forward(&self, layer: &Weighted<'_>, input: View<'_>, results: &mut Results<'_>, scratch: &mut Scratch) {
         match self.forward_path() {
-            ForwardPath::Direct => self.forward_directly(layer.weights, layer.bias, input, results, scratch),
+            ForwardPath::Direct => self.forward_directly(layer, input, results, scratch),
             ForwardPath::Winograd => self.forward_minimally(layer, input, 0..self.grid().0, results, scratch),
             ForwardPath::Depthwise => self.forward_by_channel(layer, input, 0..self.out_height, results, scratch),
             ForwardPath::PatchesTimesWeights => self.forward_products(layer.weights, layer.bias, input, results, scratch),
@@ -426,7 +434,7 @@ impl Conv {
         }
     }
 
-    fn forward_directly(&self, weights: &[f32], bias: &[f32], input: View<'_>, results: &mut Results<'_>, scratch: &mut Scratch) {
+    fn forward_directly(&self, layer: &Weighted<'_>, input: View<'_>, results: &mut Results<'_>, scratch: &mut Scratch) {
         let len = self.output_len();
         let count = results.output.len() / len;
         let part = |all: usize, range: &Range<usize>| if all == 0 { 0..0 } else { range.clone() };
@@ -439,13 +447,13 @@ impl Conv {
                 before: &mut results.before[befores],
                 winners: &mut results.winners[winners],
             };
-            self.forward_image(weights, bias, staged, &mut results);
+            self.forward_image(layer, staged, &mut results);
         }
     }
 
     /// Outputs of images that have their borders, directly.
-    pub(crate) fn forward_image(&self, weights: &[f32], bias: &[f32], staged: &[f32], results: &mut Results<'_>) {
-        direct::forward(self, weights, bias, staged, results);
+    pub(crate) fn forward_image(&self, layer: &Weighted<'_>, staged: &[f32], results: &mut Results<'_>) {
+        direct::forward(self, layer.prepared, layer.bias, staged, results);
         self.activate(results);
     }
 
@@ -489,7 +497,7 @@ impl Conv {
         output.par_chunks_mut(rows * self.out_width * self.filters).enumerate().for_each(|(index, output)| {
             let band = self.band(output.len() / (self.out_width * self.filters));
             let staged = &staged[index * rows * step..][..band.padded_len()];
-            band.forward_image(layer.weights, layer.bias, staged, &mut Results { output, before: &mut [], winners: &mut [] });
+            band.forward_image(layer, staged, &mut Results { output, before: &mut [], winners: &mut [] });
         });
     }
 

@@ -6,7 +6,7 @@ use dfdx::tensor::{Cpu, CpuError, Tape as _};
 use rayon::prelude::*;
 
 use crate::{
-    conv::{Conv, Kept, Partial, Results, Sums, Weighted, Weights},
+    conv::{Conv, Kept, Partial, Results, Sums, Weights},
     partition::{CHUNK, group_size, sum_in_order},
     scratch::{self, Aligned},
     simd::add_rows,
@@ -27,7 +27,7 @@ pub(crate) fn forward(
     let mut before = vec![0.0; if conv.activation.needs_input() { batch * len } else { 0 }];
     let mut winners = vec![0; if conv.pool > 1 { batch * len } else { 0 }];
     let view = input.values.view();
-    let weighted = Weighted { weights: &layer.weights, prepared: layer.prepared.values(), bias: &layer.bias };
+    let weighted = layer.weighted();
     let (size, count) = (CHUNK * len, batch.div_ceil(CHUNK));
     let befores = chunks(&mut before, size, count);
     let winner_chunks = chunks(&mut winners, size, count);

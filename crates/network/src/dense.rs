@@ -7,9 +7,10 @@ use dfdx::tensor::{Cpu, CpuError, Tape as _};
 use rayon::prelude::*;
 
 use crate::{
-    conv::{Conv, Results},
+    conv::{Conv, Results, Weighted},
     layer::{Activation, Padding},
     matmul::{Matrix, multiply},
+    scratch::Aligned,
     simd::add_rows,
     tape::{Flow, LayerWeights, Tape, give, take},
 };
@@ -32,12 +33,20 @@ impl Dense {
     ///
     /// A row of examples is an image of one line, and the layer a convolution of one pixel: the direct kernel sums each output up by
     /// itself, so it does not depend on how many examples come with it.
-    pub(crate) fn forward(&self, weights: &[f32], bias: &[f32], input: &[f32], output: &mut [f32], before: &mut [f32]) {
-        let conv = |examples| Conv::new((1, examples, self.inputs), self.units, (1, 1), 1, Padding::Valid, self.activation, 1);
+    pub(crate) fn forward(&self, layer: &Weighted<'_>, input: &[f32], output: &mut [f32], before: &mut [f32]) {
         for (index, (input, output)) in input.chunks(ROWS * self.inputs).zip(output.chunks_mut(ROWS * self.units)).enumerate() {
             let before = if before.is_empty() { &mut [][..] } else { &mut before[index * ROWS * self.units..][..output.len()] };
-            conv(output.len() / self.units).forward_image(weights, bias, input, &mut Results { output, before, winners: &mut [] });
+            self.conv(output.len() / self.units).forward_image(layer, input, &mut Results { output, before, winners: &mut [] });
         }
+    }
+
+    fn conv(&self, examples: usize) -> Conv {
+        Conv::new((1, examples, self.inputs), self.units, (1, 1), 1, Padding::Valid, self.activation, 1)
+    }
+
+    /// The weights in the order that the forward pass reads.
+    pub(crate) fn prepared_weights(&self, weights: &[f32]) -> Aligned {
+        self.conv(ROWS).packed_weights(weights)
     }
 
     /// Runs the layer on a batch and records its backward pass.
@@ -57,7 +66,7 @@ impl Dense {
         befores.resize_with(batch.div_ceil(ROWS), Default::default);
         let blocks = values.par_chunks(ROWS * inputs).zip(output.par_chunks_mut(ROWS * units)).zip(befores);
         blocks.for_each(|((input, output), before)| {
-            self.forward(&layer.weights, &layer.bias, input, output, before);
+            self.forward(&layer.weighted(), input, output, before);
         });
 
         let output = Arc::new(output);

@@ -149,24 +149,24 @@ impl Network {
 
     fn infer_block(&self, placed: &Placed, cursor: Cursor, input: View<'_>, output: &mut [f32], scratch: &mut Scratch) {
         match (&placed.block, input) {
+            (Block::Conv(conv), input) if output.len() == placed.output_len => {
+                conv.forward_in_bands(&self.weighted(placed, cursor), input, output, scratch);
+            }
             (Block::Conv(conv), input) => {
-                let (weights, bias) = self.values(cursor);
-                let prepared = self.parameters[cursor.parameter].prepared(&placed.block).values();
-                let layer = Weighted { weights, prepared, bias };
-                if output.len() == placed.output_len {
-                    return conv.forward_in_bands(&layer, input, output, scratch);
-                }
                 let mut results = Results { output, before: &mut [], winners: &mut [] };
-                conv.forward(&layer, input, &mut results, scratch);
+                conv.forward(&self.weighted(placed, cursor), input, &mut results, scratch);
             }
-            (Block::Dense(dense), View::Floats(input)) => {
-                let (weights, bias) = self.values(cursor);
-                dense.forward(weights, bias, input, output, &mut []);
-            }
+            (Block::Dense(dense), View::Floats(input)) => dense.forward(&self.weighted(placed, cursor), input, output, &mut []),
             (Block::Pool(pool), View::Floats(input)) => pool.forward(input, output, &mut []),
             // Norms work in place and dropout does nothing; pixels were converted before any other first layer.
             _ => unreachable!("only convolutions read pixels"),
         }
+    }
+
+    /// Weights and bias of the block at the cursor, as its forward pass reads them.
+    fn weighted(&self, placed: &Placed, cursor: Cursor) -> Weighted<'_> {
+        let (weights, bias) = self.values(cursor);
+        Weighted { weights, prepared: self.parameters[cursor.parameter].prepared(&placed.block).values(), bias }
     }
 
     /// Weights and bias of the block at the cursor.

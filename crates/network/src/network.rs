@@ -55,6 +55,7 @@ impl Parameter {
     pub(crate) fn prepared(&self, block: &Block) -> &Arc<Aligned> {
         self.prepared.get_or_init(|| match block {
             Block::Conv(conv) => Arc::new(conv.prepared_weights(&self.values)),
+            Block::Dense(dense) => Arc::new(dense.prepared_weights(&self.values)),
             _ => Arc::default(),
         })
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use dfdx::tensor::{Cpu, CpuError, Gradients, OwnedTape, Tensor, TensorFromVec};
 
-use crate::{examples::Values, partition::sum_in_order, scratch::Aligned};
+use crate::{conv::Weighted, examples::Values, partition::sum_in_order, scratch::Aligned};
 
 /// A dfdx tensor of one axis: the weights of a layer, or the node of a flow.
 pub(crate) type Vector = Tensor<(usize,), f32, Cpu>;
@@ -58,4 +58,11 @@ pub(crate) struct LayerWeights {
     pub(crate) bias_tensor: Vector,
     /// Whether weights and bias learn now.
     pub(crate) learns: (bool, bool),
+}
+
+impl LayerWeights {
+    /// As the forward pass reads them.
+    pub(crate) fn weighted(&self) -> Weighted<'_> {
+        Weighted { weights: &self.weights, prepared: self.prepared.values(), bias: &self.bias }
+    }
 }

@@ -15,11 +15,11 @@ use crate::{
     simd::vector::{Vector, for_each_vector},
 };
 
-/// Outputs of some images, which have their borders. Activations other than ReLU are left to the caller.
+/// Outputs of some images, which have their borders, with [`Conv::packed_weights`]. Activations other than ReLU are left to the caller.
 pub(super) fn forward(conv: &Conv, weights: &[f32], bias: &[f32], images: &[f32], results: &mut Results<'_>) {
     // What the kernel relies on.
     let count = images.len() / conv.padded_len();
-    assert!(images.len() == count * conv.padded_len() && weights.len() == conv.weights_len() && bias.len() == conv.filters);
+    assert!(images.len() == count * conv.padded_len() && weights.len() == conv.packed_len() && bias.len() == conv.filters);
     assert!(results.output.len() == count * conv.output_len() && conv.pool <= 2);
     assert!(results.winners.is_empty() || results.winners.len() == count * conv.output_len());
     // SAFETY: just checked.
@@ -36,6 +36,20 @@ pub(super) fn add_weights_gradient(conv: &Conv, images: &[f32], gradient: &[f32]
 }
 
 impl Conv {
+    /// The weights as `[filters / n, patch, n]`, where `n` is what the kernel takes at once, with zeros behind the last filter: what it reads
+    /// lies together. Rows of all filters would fall on few lines of the first-level cache and push each other out.
+    pub(crate) fn packed_weights(&self, weights: &[f32]) -> Aligned {
+        assert_eq!(weights.len(), self.weights_len());
+        let mut all = Aligned::zeros(self.packed_len());
+        // SAFETY: the sizes were just made to fit.
+        unsafe { pack_unchecked(self.patch(), self.filters, weights, all.values_mut()) };
+        all
+    }
+
+    fn packed_len(&self) -> usize {
+        self.patch() * self.filters.next_multiple_of(LANES)
+    }
+
     /// The convolution that takes the gradient of this one's sums to that of its input, where the stride is one and nothing
     /// is pooled; with [`Conv::turned_weights`].
     pub(super) fn turned(&self) -> Conv {
@@ -67,6 +81,25 @@ impl Conv {
             }
         }
         all
+    }
+}
+
+/// Filters are packed to whole vectors of any kind.
+const LANES: usize = 16;
+
+for_each_vector! {
+    unsafe fn pack_unchecked<V>(patch: usize, filters: usize, weights: &[f32], out: &mut [f32]) {
+        for_filters!(V, filters, |filter, lanes, N| {
+            for k in 0..patch {
+                for n in 0..N {
+                    let used = if n + 1 < N { V::LANES } else { lanes };
+                    unsafe {
+                        let value = V::load_first(weights[k * filters + filter + n * V::LANES..].as_ptr(), used);
+                        value.store(out[filter * patch + (k * N + n) * V::LANES..].as_mut_ptr());
+                    }
+                }
+            }
+        });
     }
 }
 
@@ -105,8 +138,8 @@ unsafe fn some_filters<V: Vector, const N: usize>(
         rows: conv.rows,
         image: 0,
         images: 1,
-        vector: conv.filters,
-        lanes,
+        vector: N * V::LANES,
+        lanes: V::LANES,
     };
     let first = index * conv.output_len() + filter;
     let bias: [V; N] = std::array::from_fn(|n| unsafe { load_lanes(&bias[filter..], n, N, lanes) });
@@ -117,8 +150,9 @@ unsafe fn some_filters<V: Vector, const N: usize>(
             if rows == 2 { whole_windows(even(width, pair::<V, N>()), pair::<V, N>(), conv.pool) } else { even(width, single::<V, N>()) };
         for x in (0..width).step_by(most) {
             let scalars = image[y * walk.down + x * walk.right..].as_ptr();
+            let weights = weights[filter * conv.patch()..].as_ptr();
             let out = Outputs { conv, results: &mut *results, first, y, x, lanes, bias };
-            unsafe { tile((rows, most.min(width - x)), &walk, scalars, weights[filter..].as_ptr(), out) };
+            unsafe { tile((rows, most.min(width - x)), &walk, scalars, weights, out) };
         }
         y += rows;
     }

@@ -592,7 +592,7 @@ mod tests {
         let mut staged = vec![0.0; conv.padded_len()];
         conv.write_padded(View::Floats(&image), 1, &mut staged);
         let mut results = Results { output: &mut direct, before: &mut [], winners: &mut [] };
-        direct::forward(&conv, &weights, &vec![0.0; conv.filters], &staged, &mut results);
+        direct::forward(&conv, conv.packed_weights(&weights).values(), &vec![0.0; conv.filters], &staged, &mut results);
         let error = |found: &[f32]| {
             let (mut errors, mut squares) = (0.0, 0.0);
             for (index, found) in found.iter().enumerate() {
