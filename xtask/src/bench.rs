@@ -4,6 +4,7 @@
 //! `EPISTEME_PEER_PYTHON` a Python that has what they import. Without them only ours are measured, and that is said.
 
 mod orchestrator;
+mod recipes;
 
 use std::env;
 use std::fs;
@@ -20,8 +21,9 @@ pub(super) fn bench(args: &[String]) -> Done {
         Some("learn") => learn(),
         Some("mnist") => mnist(),
         Some("orchestrator") => orchestrator::bench(),
+        Some("recipes") => recipes::recipes(&args[1..]),
         _ => {
-            eprintln!("cargo xtask bench learn | mnist | orchestrator");
+            eprintln!("cargo xtask bench learn | mnist | orchestrator | recipes [PIPELINE …]");
             Err(2)
         }
     }

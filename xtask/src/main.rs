@@ -21,7 +21,7 @@ const HELP: &str = "cargo xtask VERB
   cuda test         tests it on this machine's GPU
                       both take --compute-capability 80 and --toolkit DIR; see docs/cuda.md
   faults [OPTIONS]  kills, crowds and breaks disks at full length, half an hour; --kills, --crowds, --disk, --seed N
-  bench NAME        measures and prints `name value unit` lines: learn, mnist, orchestrator
+  bench NAME        measures and prints `name value unit` lines: learn, mnist, orchestrator, recipes
 ";
 
 fn main() -> ExitCode {
