@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -176,8 +177,12 @@ impl Http {
             return archive::unpack(from, format, &folder, Limits { files: max_files(), bytes: max_bytes() }, context);
         }
         let target = context.output().join(name);
-        // The scratch folder may lie on another file system.
-        fs::rename(from, &target).or_else(|_| fs::copy(from, &target).map(drop)).doing(|| format!("moving {name} into place"))?;
+        let moved = match fs::rename(from, &target) {
+            // The scratch folder may lie on another file system.
+            Err(error) if error.kind() == io::ErrorKind::CrossesDevices => fs::copy(from, &target).map(drop),
+            done => done,
+        };
+        moved.doing(|| format!("moving {name} into place"))?;
         Ok(1)
     }
 }

@@ -164,17 +164,8 @@ impl<'a> Transfer<'a> {
         }
         let start = if goes_on { have } else { 0 };
         let opening = || format!("creating {}", part.display());
-        let mut to = File::options()
-            .create(true)
-            .write(true)
-            .truncate(!goes_on)
-            .append(goes_on)
-            .open(&part)
-            .or_else(|_| {
-                // `truncate` and `append` exclude each other on some systems: open plainly.
-                if goes_on { File::options().append(true).open(&part) } else { File::create(&part) }
-            })
-            .doing(opening)?;
+        let opened = if goes_on { File::options().append(true).open(&part) } else { File::create(&part) };
+        let mut to = opened.doing(opening)?;
         let total = length.map(|length| start + length);
         let came = start + self.pump(&mut response.into_body().into_reader(), &mut to, &wanted.name, start, total)?;
         drop(to);
