@@ -6,7 +6,7 @@ use std::fmt::Display;
 ///
 /// `message` says what was being done and what was found, `place` names the file, row or byte, `help` says what to do
 /// next, and `causes` holds the chain of underlying errors, outermost first.
-#[derive(Debug, Clone, thiserror::Error, serde::Serialize, serde::Deserialize, PartialEq, Eq)]
+#[derive(Debug, Clone, thiserror::Error, serde::Serialize, serde::Deserialize, schemars::JsonSchema, PartialEq, Eq)]
 #[error("{}", self.one_line())]
 pub struct StageError {
     /// What failed, in one sentence.

@@ -54,7 +54,7 @@ impl fmt::Display for Kind {
 }
 
 /// One file of an artifact.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FileEntry {
     /// Path within the artifact, with `/` between folders.
     pub path: String,
@@ -65,7 +65,7 @@ pub struct FileEntry {
 }
 
 /// What a stage's `run` says of what it made, beyond the files themselves.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Outcome {
     /// Examples, rows or files, as the kind has it.
     #[serde(default)]
@@ -82,7 +82,7 @@ pub struct Outcome {
 }
 
 /// One artifact in a lineage.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Ancestor {
     /// The artifact's digest; none for the artifact itself, in its own manifest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -107,7 +107,7 @@ pub struct Ancestor {
 /// The digest covers what the artifact *is* (kind, outcome, files), not how it came to be: two ways to the same content
 /// give the same artifact, which is what lets a pipeline stop early when a changed stage gives what it gave before.
 /// The lineage says how it first came to be. Times and machine stand in the cache record, outside the artifact.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Manifest {
     /// Version of this format: 1.
     pub format: u32,

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::event::Usage;
@@ -26,7 +27,7 @@ use crate::manifest::Ancestor;
 use crate::{Digest, Doing, Manifest, StageError, durable, manifest};
 
 /// What the store remembers of a stage's run: which artifact a key gave, and how that came about.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CacheRecord {
     /// The artifact.
     pub artifact: Digest,

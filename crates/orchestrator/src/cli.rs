@@ -168,8 +168,12 @@ pub enum Verb {
         #[arg(long)]
         markdown: bool,
     },
-    /// Prints the JSON Schema of pipeline files, for editors
-    Schema,
+    /// Prints the JSON Schema of pipeline files, for editors, or of what --json prints, for scripts
+    Schema {
+        /// Of what
+        #[arg(default_value = "pipeline")]
+        of: SchemaOf,
+    },
     /// For cron
     Schedule {
         /// What.
@@ -266,6 +270,15 @@ pub enum Verb {
     /// Ends what programs have started, once nobody else can
     #[command(hide = true)]
     Guard,
+}
+
+/// What a schema describes.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum SchemaOf {
+    /// Pipeline files.
+    Pipeline,
+    /// What `--json` prints.
+    Output,
 }
 
 /// As what a graph is drawn.

@@ -5,14 +5,16 @@ use std::path::Path;
 
 use artifact::worker::DONE;
 use artifact::{Digest, Manifest, ObjectStore, StageError};
+use schemars::JsonSchema;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::cli::Global;
+use crate::document::{Diff, Document};
 use crate::made::{Difference, Made, short};
 use crate::record::{RunRecord, StageRecord};
 use crate::resolve::Meant;
-use crate::verbs::print_json;
+use crate::verbs::print_document;
 use crate::{Failure, render, resolve};
 
 /// Compares what two words mean.
@@ -34,11 +36,52 @@ pub fn diff(global: &Global, a: &str, b: &str, pipeline: &Path) -> Result<u8, Fa
 }
 
 /// A number, a digest or a text that is not the same on both sides.
-#[derive(Debug, Serialize)]
-struct Pair {
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Pair {
+    /// What it is called.
     name: String,
+    /// What it is in `a`; null when it is not there.
     a: Value,
+    /// What it is in `b`.
     b: Value,
+}
+
+/// What differs between two runs.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct RunsDiff {
+    /// One run.
+    a: String,
+    /// The other.
+    b: String,
+    /// True when nothing differs but the time they took.
+    same: bool,
+    /// Stages whose config, code or inputs differ.
+    stages: Vec<StageDiff>,
+    /// Artifacts that differ, by their stages.
+    artifacts: Vec<Pair>,
+    /// Metrics that differ.
+    metrics: Vec<Pair>,
+    /// Wall-clock seconds of both; null of one that did not come to its end.
+    seconds: [Option<f64>; 2],
+}
+
+/// What differs between two artifacts.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ArtifactsDiff {
+    /// One artifact.
+    a: Digest,
+    /// The other.
+    b: Digest,
+    /// True when they are the same artifact.
+    same: bool,
+    /// Configs and versions along the way that differ.
+    lineage: Vec<Pair>,
+    /// Kind, rows and schema, where they differ.
+    facts: Vec<Pair>,
+    /// Metrics that differ.
+    metrics: Vec<Pair>,
+    /// Files that differ.
+    files: Vec<Pair>,
 }
 
 /// Names whose values differ, and how many are the same.
@@ -63,10 +106,9 @@ fn runs(global: &Global, a: &RunRecord, b: &RunRecord) -> Result<u8, Failure> {
     let (artifacts, same_artifacts) = pairs(&results(a), &results(b));
     let (metrics, same_metrics) = pairs(&numbers(&a.metrics), &numbers(&b.metrics));
     if global.json {
-        return print_json(&json!({
-            "type": "diff", "a": a.run, "b": b.run, "same": stages.is_empty() && artifacts.is_empty() && metrics.is_empty(),
-            "stages": stages, "artifacts": artifacts, "metrics": metrics, "seconds": [a.seconds, b.seconds],
-        }));
+        let same = stages.is_empty() && artifacts.is_empty() && metrics.is_empty();
+        let (seconds, a, b) = ([a.seconds, b.seconds], a.run.clone(), b.run.clone());
+        return print_document(&Document::Diff(Diff::Runs(RunsDiff { a, b, same, stages, artifacts, metrics, seconds })));
     }
     anstream::println!("a  {}: {}{}", a.run, a.state.word(), took(a));
     anstream::println!("b  {}: {}{}", b.run, b.state.word(), took(b));
@@ -84,8 +126,9 @@ fn took(run: &RunRecord) -> String {
 }
 
 /// A stage that is not the same in two runs.
-#[derive(Debug, Serialize)]
-struct StageDiff {
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct StageDiff {
+    /// Its name.
     name: String,
     /// `a` or `b` when the other has no such stage.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -130,10 +173,8 @@ fn artifacts(global: &Global, a: &Manifest, b: &Manifest) -> Result<u8, Failure>
     let (metrics, same_metrics) = pairs(&numbers(&a.outcome.metrics), &numbers(&b.outcome.metrics));
     let (files, same_files) = pairs(&files(a), &files(b));
     if global.json {
-        return print_json(&json!({
-            "type": "diff", "a": a.digest, "b": b.digest, "same": a.digest == b.digest,
-            "lineage": lineage, "facts": facts, "metrics": metrics, "files": files,
-        }));
+        let (a, b, same) = (a.digest, b.digest, a.digest == b.digest);
+        return print_document(&Document::Diff(Diff::Artifacts(ArtifactsDiff { a, b, same, lineage, facts, metrics, files })));
     }
     anstream::println!("a  {} {}\nb  {} {}", a.kind, a.digest, b.kind, b.digest);
     tell("lineage", &lineage, same_lineage);

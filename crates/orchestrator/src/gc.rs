@@ -14,7 +14,7 @@ use crate::record::{RunRecord, RunState};
 use crate::{record, tag};
 
 /// What was, or would be, removed.
-#[derive(Debug, Default, serde::Serialize)]
+#[derive(Debug, Default)]
 pub struct Garbage {
     /// Paths, in order.
     pub removed: Vec<PathBuf>,

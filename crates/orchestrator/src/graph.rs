@@ -6,6 +6,7 @@ mod svg;
 pub use ascii::{ascii, lanes};
 pub use svg::svg;
 
+use crate::document::{Document, GraphStage};
 use crate::plan::Plan;
 
 /// One line a stage, its inputs named: `clean ← images`. Stages stand after what they take from.
@@ -38,14 +39,15 @@ fn depths(plan: &Plan) -> Vec<usize> {
 }
 
 /// Stages and what they take from, for scripts.
-pub fn json(plan: &Plan) -> serde_json::Value {
-    let name = |index: &usize| plan.stages[*index].name.as_str();
-    let stages = plan.stages.iter().map(|stage| {
-        let inputs = stage.inputs.iter().map(|(key, all)| (key, all.iter().map(name).collect::<Vec<_>>()));
-        let inputs: std::collections::BTreeMap<_, _> = inputs.collect();
-        serde_json::json!({ "name": stage.name, "uses": stage.stage.uses(), "gives": stage.stage.gives(), "inputs": inputs })
+pub fn document(plan: &Plan) -> Document {
+    let name = |index: &usize| plan.stages[*index].name.clone();
+    let stages = plan.stages.iter().map(|stage| GraphStage {
+        name: stage.name.clone(),
+        uses: stage.stage.uses().to_owned(),
+        gives: stage.stage.gives(),
+        inputs: stage.inputs.iter().map(|(key, all)| (key.clone(), all.iter().map(name).collect())).collect(),
     });
-    serde_json::json!({ "type": "graph", "pipeline": plan.name, "stages": stages.collect::<Vec<_>>() })
+    Document::Graph { pipeline: plan.name.clone(), stages: stages.collect() }
 }
 
 /// A Mermaid flow chart, as Markdown pages draw it.

@@ -5,9 +5,10 @@ use artifact::event::Status;
 use artifact::worker::DONE;
 
 use crate::cli::Global;
+use crate::document::{Document, LoggedRun};
 use crate::folder::file_name;
 use crate::record::{RunRecord, RunState};
-use crate::verbs::print_json;
+use crate::verbs::print_document;
 use crate::{Failure, begun, record, render};
 
 /// Lists at most `number` runs, of one pipeline if it is named.
@@ -21,8 +22,7 @@ pub fn log(global: &Global, pipeline: Option<&str>, number: usize) -> Result<u8,
     let runs = folders.iter().rev().take(number).map(|folder| RunRecord::read(&store, folder));
     let runs: Vec<RunRecord> = runs.collect::<Result<_, _>>()?;
     if global.json {
-        let runs: Vec<_> = runs.iter().map(summary).collect();
-        return print_json(&serde_json::json!({ "type": "log", "runs": runs }));
+        return print_document(&Document::Log { runs: runs.into_iter().map(summary).collect() });
     }
     let width = runs.iter().map(|run| run.run.len()).max().unwrap_or_default();
     runs.iter().for_each(|run| anstream::println!("{}", line(run, width)));
@@ -32,12 +32,18 @@ pub fn log(global: &Global, pipeline: Option<&str>, number: usize) -> Result<u8,
     Ok(DONE)
 }
 
-fn summary(run: &RunRecord) -> serde_json::Value {
-    let started = run.plan.as_ref().map(|plan| &plan.started);
-    serde_json::json!({
-        "run": run.run, "pipeline": run.pipeline, "state": run.state, "ok": run.state == RunState::Done, "started": started,
-        "seconds": run.seconds, "stages": run.stages, "metrics": run.metrics,
-    })
+fn summary(run: RunRecord) -> LoggedRun {
+    let (ok, started) = (run.state == RunState::Done, run.plan.map(|plan| plan.started));
+    LoggedRun {
+        run: run.run,
+        pipeline: run.pipeline,
+        state: run.state,
+        ok,
+        started,
+        seconds: run.seconds,
+        stages: run.stages,
+        metrics: run.metrics,
+    }
 }
 
 /// Name, how it ended, how long it took, what its stages did, and what came out.

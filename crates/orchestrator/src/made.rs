@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use artifact::{Digest, Doing, StageError};
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -91,8 +92,9 @@ fn digest_value(digest: Option<Digest>) -> Value {
 }
 
 /// What kind of thing differs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(rename = "DifferenceKind")]
 pub enum Kind {
     /// The stage type.
     Type,
@@ -107,7 +109,7 @@ pub enum Kind {
 }
 
 /// One thing that differs.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct Difference {
     /// What kind of thing.
     pub kind: Kind,

@@ -7,6 +7,7 @@ mod child;
 mod cli;
 mod command;
 mod diff;
+mod document;
 mod folder;
 mod gc;
 mod graph;
@@ -51,6 +52,7 @@ use artifact::worker::{FAILED, INTERRUPTED, WRONG};
 use clap::Parser;
 
 use crate::cli::{Cli, Color};
+use crate::document::Document;
 use crate::problem::Problems;
 
 /// Exit code when another run holds the pipeline.
@@ -90,7 +92,8 @@ fn main() -> ExitCode {
     ExitCode::from(verbs::act(cli).unwrap_or_else(|failure| {
         let code = failure.code();
         if json {
-            println!("{}", failure.json(code));
+            let told = serde_json::to_string(&failure.document(code)).unwrap_or_default();
+            println!("{told}");
         }
         failure.report();
         code
@@ -108,16 +111,18 @@ impl Failure {
     }
 
     /// For scripts: the last line of `--json`.
-    fn json(&self, code: u8) -> serde_json::Value {
-        match self {
-            Self::Pipeline(problems) => serde_json::json!({
-                "type": "error", "code": code, "message": problems.to_string(),
-                "problems": problems.problems.iter().map(problem::Problem::json).collect::<Vec<_>>(),
-            }),
-            Self::Asked(error) | Self::Failed(error) => serde_json::json!({
-                "type": "error", "code": code, "message": error.message, "place": error.place, "help": error.help, "causes": error.causes,
-            }),
-        }
+    fn document(&self, code: u8) -> Document {
+        let problems = match self {
+            Self::Pipeline(problems) => problems.problems.iter().map(problem::Problem::placed).collect(),
+            Self::Asked(_) | Self::Failed(_) => Vec::new(),
+        };
+        let (message, place, help, causes) = match self {
+            Self::Pipeline(problems) => (problems.to_string(), None, None, Vec::new()),
+            Self::Asked(error) | Self::Failed(error) => {
+                (error.message.clone(), error.place.clone(), error.help.clone(), error.causes.clone())
+            }
+        };
+        Document::Error { code, message, place, help, causes, problems }
     }
 
     /// For people.

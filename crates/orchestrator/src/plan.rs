@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use artifact::stage::AnyStage;
 use artifact::{CacheRecord, ConfigProblem, Digest, Kind, ObjectStore, Settings, StageError, StageType, config};
 
+use crate::document::Will;
 use crate::pipeline::needs::Needs;
 use crate::pipeline::{Declared, Named, Pipeline};
 use crate::problem::Problems;
@@ -67,12 +68,12 @@ impl Forecast {
         if let Self::Cached(record) = self { Some(record.artifact) } else { None }
     }
 
-    /// As JSON has it.
-    pub fn word(&self) -> &'static str {
+    /// For scripts.
+    pub fn will(&self) -> Will {
         match self {
-            Self::Cached(_) => "cached",
-            Self::Run => "run",
-            Self::AfterUpstream => "after_upstream",
+            Self::Cached(_) => Will::Cached,
+            Self::Run => Will::Run,
+            Self::AfterUpstream => Will::AfterUpstream,
         }
     }
 }

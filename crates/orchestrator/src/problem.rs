@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::document::PlacedProblem;
 use artifact::ConfigProblem;
 use miette::{Diagnostic, LabeledSpan, NamedSource, SourceCode};
 
@@ -96,14 +97,14 @@ impl Problem {
 
 impl Problem {
     /// For scripts: what, what to do, and where, lines and columns counted from one.
-    pub fn json(&self) -> serde_json::Value {
+    pub fn placed(&self) -> PlacedProblem {
         let place = self.shown_in.as_ref().zip(self.label.as_ref()).map(|(source, label)| {
             let before = source.inner().get(..label.offset()).unwrap_or_default();
             let (line, start) = (before.matches('\n').count() + 1, before.rfind('\n').map_or(0, |end| end + 1));
             (source.name().to_owned(), line, before[start..].chars().count() + 1)
         });
         let (file, line, column) = place.map_or((None, None, None), |(file, line, column)| (Some(file), Some(line), Some(column)));
-        serde_json::json!({ "message": self.message, "help": self.help, "file": file, "line": line, "column": column })
+        PlacedProblem { message: self.message.clone(), help: self.help.clone(), file, line, column }
     }
 }
 

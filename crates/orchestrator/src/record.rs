@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use artifact::event::{StageResult, Status};
 use artifact::{Digest, Doing, Event, ObjectStore, StageError};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -14,7 +15,7 @@ use crate::folder::{file_name, list};
 use crate::plan::Plan;
 
 /// The resolved plan of a run: all that is needed to compare it, explain it, and run it again.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PlanRecord {
     /// Version of this format: 1.
     pub format: u32,
@@ -35,7 +36,7 @@ pub struct PlanRecord {
 }
 
 /// One stage of it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StageRecord {
     /// Its name.
     pub name: String,
@@ -97,7 +98,7 @@ impl PlanRecord {
 }
 
 /// How a run ended, or that it is at work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RunState {
     /// Every stage ran or was cached.
@@ -123,7 +124,7 @@ impl RunState {
 }
 
 /// A run, as far as it came.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct RunRecord {
     /// Its name.
     pub run: String,

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use artifact::worker::{DONE, FAILED};
-use artifact::{Digest, Manifest, ObjectStore, Settings, StageError, StageType};
+use artifact::{Digest, Doing, Manifest, ObjectStore, Settings, StageError, StageType};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::cli::{Global, RunArgs};
+use crate::document::Document;
 use crate::pipeline::needs::Needs;
 use crate::plan::{Plan, Planned};
 use crate::record::{PlanRecord, RunRecord};
@@ -37,17 +39,16 @@ pub fn reproduce(global: &Global, what: &str) -> Result<u8, Failure> {
     let compared = compare(&store, &before, &after);
     let same = compared.iter().all(|stage| stage.same != Some(false));
     match global.json {
-        true => println(&serde_json::json!({
-            "type": "reproduced", "ok": same, "of": before.run, "run": run, "notes": warnings, "stages": compared,
-        })),
+        true => println(&Document::Reproduced { ok: same, of: before.run, run, notes: warnings, stages: compared })?,
         false => tell(&before, record, &compared),
     }
     Ok(if same { DONE } else { FAILED })
 }
 
 /// One line, the last: what came before it are the run's events.
-fn println(value: &serde_json::Value) {
-    anstream::println!("{value}");
+fn println(document: &Document) -> Result<(), StageError> {
+    anstream::println!("{}", serde_json::to_string(document).doing(|| "writing JSON".into())?);
+    Ok(())
 }
 
 /// The plan of a record, typed again.
@@ -95,10 +96,13 @@ fn changed_since(plan: &Plan, record: &PlanRecord, settings: &Settings) -> Resul
 }
 
 /// One stage, then and now.
-#[derive(Debug, Serialize)]
-struct Compared {
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Compared {
+    /// Its name.
     name: String,
+    /// What it gave then.
     before: Option<Digest>,
+    /// What it gives now.
     now: Option<Digest>,
     /// None when the recorded run has no artifact of it.
     same: Option<bool>,

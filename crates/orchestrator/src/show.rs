@@ -5,6 +5,7 @@ use std::path::Path;
 use artifact::{Digest, Doing, Manifest, ObjectStore, StageError};
 use indicatif::{HumanBytes, HumanCount};
 
+use crate::document::{Currency, Document, LastRun, StageStatus};
 use crate::folder::file_name;
 use crate::plan::{Forecast, Plan};
 use crate::record::{RunRecord, RunState};
@@ -20,14 +21,13 @@ pub fn status(plan: &Plan, store: &ObjectStore, forecasts: &[Forecast], json: bo
     for (stage, forecast) in plan.stages.iter().zip(forecasts) {
         let name = &stage.name;
         let Forecast::Cached(record) = forecast else {
-            stages.push(serde_json::json!({ "name": name, "state": "stale" }));
+            stages.push(StageStatus { name: name.clone(), state: Currency::Stale, record: None, path: None });
             if !json {
                 anstream::println!("  {name:<width$}  to run");
             }
             continue;
         };
         let object = store.object(&record.artifact);
-        stages.push(serde_json::json!({ "name": name, "state": "current", "record": record, "path": object }));
         if !json {
             let seconds = render::duration(record.seconds);
             anstream::println!("  {name:<width$}  {}  {seconds:>8}  {}", record.artifact.short(), record.started);
@@ -36,12 +36,13 @@ pub fn status(plan: &Plan, store: &ObjectStore, forecasts: &[Forecast], json: bo
                 .iter()
                 .for_each(|(name, path)| anstream::println!("  {:<width$}    {name}: {}", "", object.join(path).display()));
         }
+        stages.push(StageStatus { name: name.clone(), state: Currency::Current, record: Some((**record).clone()), path: Some(object) });
     }
     let last = record::folders(store)?.into_iter().rfind(|folder| begun::pipeline_of(&file_name(folder)) == Some(plan.name.as_str()));
     let state = last.as_deref().map(|folder| RunRecord::read(store, folder).map(|run| run.state)).transpose()?;
     if json {
-        let last_run = last.zip(state).map(|(folder, state)| serde_json::json!({ "run": file_name(&folder), "state": state }));
-        print(&serde_json::json!({ "type": "status", "pipeline": plan.name, "stages": stages, "last_run": last_run }))?;
+        let last_run = last.zip(state).map(|(folder, state)| LastRun { run: file_name(&folder), state });
+        print(&Document::Status { pipeline: plan.name.clone(), stages, last_run })?;
     } else if let Some((folder, state)) = last.zip(state) {
         anstream::println!("\nlast run: {}, {}", file_name(&folder), state.word());
     }
@@ -53,7 +54,7 @@ pub fn artifact(store: &ObjectStore, digest: &Digest, json: bool) -> Result<(), 
     let dir = store.object(digest);
     let manifest = Manifest::read(&dir)?;
     if json {
-        return print(&serde_json::json!({ "type": "artifact", "path": dir, "manifest": manifest }));
+        return print(&Document::Artifact { path: dir, manifest });
     }
     let rows = manifest.outcome.rows.map(|rows| format!(", {} rows", HumanCount(rows))).unwrap_or_default();
     anstream::println!("{} {}{rows}, {}", manifest.kind, manifest.digest, HumanBytes(manifest.bytes()));
@@ -94,10 +95,8 @@ pub fn last_run(store: &ObjectStore, json: bool) -> Result<(), StageError> {
 pub fn run(store: &ObjectStore, folder: &Path, json: bool) -> Result<(), StageError> {
     let run = RunRecord::read(store, folder)?;
     if json {
-        let mut record = serde_json::to_value(&run).doing(|| "writing JSON".into())?;
-        record["type"] = "run".into();
-        record["ok"] = (run.state == RunState::Done).into();
-        return print(&record);
+        let ok = run.state == RunState::Done;
+        return print(&Document::Run { record: run, ok });
     }
     let seconds = run.seconds.map(|seconds| format!(" in {}", render::duration(seconds))).unwrap_or_default();
     anstream::println!("{}: {}{seconds}", run.run, run.state.word());
@@ -124,7 +123,7 @@ pub fn run(store: &ObjectStore, folder: &Path, json: bool) -> Result<(), StageEr
     Ok(())
 }
 
-fn print(value: &serde_json::Value) -> Result<(), StageError> {
+fn print(value: &Document) -> Result<(), StageError> {
     anstream::println!("{}", serde_json::to_string_pretty(value).doing(|| "writing JSON".into())?);
     Ok(())
 }

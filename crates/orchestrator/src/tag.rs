@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use artifact::{Digest, Doing, ObjectStore, StageError, durable};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::folder::{file_name, is_temporary, list};
 
 /// What a tag names, and how it came to.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Tag {
     /// The artifact.
     pub artifact: Digest,

@@ -6,8 +6,9 @@ use artifact::worker::DONE;
 use artifact::{Manifest, ObjectStore, StageError};
 
 use crate::cli::Global;
+use crate::document::{Document, Named};
 use crate::tag::{self, Tag};
-use crate::verbs::print_json;
+use crate::verbs::print_document;
 use crate::{Failure, resolve};
 
 /// Lists, shows, sets or removes.
@@ -20,7 +21,7 @@ pub fn tag(global: &Global, name: Option<&str>, what: Option<&str>, remove: bool
         (None, _) => list(global, &store),
         (Some(name), None) if remove => take_away(global, &store, name),
         (Some(name), None) => match tag::read(&store, name)? {
-            Some(tag) => tell(global, &store, "tag", name, &tag),
+            Some(tag) => tell(global, &store, Document::Tag, name, &tag),
             None => Err(no_tag(&store, name)),
         },
         (Some(name), Some(what)) => set(global, &store, name, what, pipeline),
@@ -36,7 +37,7 @@ fn set(global: &Global, store: &ObjectStore, name: &str, what: &str, pipeline: &
     let metrics = Manifest::read(&store.object(&artifact))?.outcome.metrics;
     let tag = Tag { artifact, run: None, set: jiff::Timestamp::now().to_string(), metrics };
     tag::write(store, name, &tag)?;
-    tell(global, store, "tagged", name, &tag)
+    tell(global, store, Document::Tagged, name, &tag)
 }
 
 fn take_away(global: &Global, store: &ObjectStore, name: &str) -> Result<u8, Failure> {
@@ -44,7 +45,7 @@ fn take_away(global: &Global, store: &ObjectStore, name: &str) -> Result<u8, Fai
         return Err(no_tag(store, name));
     }
     if global.json {
-        return print_json(&serde_json::json!({ "type": "tag_removed", "tag": name }));
+        return print_document(&Document::TagRemoved { tag: name.to_owned() });
     }
     anstream::println!("{name} is gone; the artifact stays until `episteme gc` finds that nothing needs it");
     Ok(DONE)
@@ -53,16 +54,16 @@ fn take_away(global: &Global, store: &ObjectStore, name: &str) -> Result<u8, Fai
 fn list(global: &Global, store: &ObjectStore) -> Result<u8, Failure> {
     let tags = tag::all(store)?;
     if global.json {
-        return print_json(&serde_json::json!({ "type": "tags", "tags": tags }));
+        return print_document(&Document::Tags { tags });
     }
     let width = tags.keys().map(String::len).max().unwrap_or_default();
     tags.iter().for_each(|(name, tag)| anstream::println!("{}", line(store, name, tag, width)));
     Ok(DONE)
 }
 
-fn tell(global: &Global, store: &ObjectStore, what: &str, name: &str, tag: &Tag) -> Result<u8, Failure> {
+fn tell(global: &Global, store: &ObjectStore, what: fn(Named) -> Document, name: &str, tag: &Tag) -> Result<u8, Failure> {
     if global.json {
-        return print_json(&serde_json::json!({ "type": what, "tag": name, "record": tag, "path": store.object(&tag.artifact) }));
+        return print_document(&what(Named { tag: name.to_owned(), record: tag.clone(), path: store.object(&tag.artifact) }));
     }
     anstream::println!("{}", line(store, name, tag, name.len()));
     Ok(DONE)

@@ -8,11 +8,13 @@ use std::sync::atomic::Ordering;
 use artifact::event::JsonLines;
 use artifact::worker::{DONE, FAILED, INTERRUPTED, run_spec_file, stop_flag};
 use artifact::{Doing, ObjectStore, Settings, Sink, StageError, durable};
+use serde::Serialize;
 
 use crate::begun::{Begun, RunLog};
 use crate::budget::Budget;
 use crate::busy::Turn;
-use crate::cli::{Cli, Global, GraphFormat, RunArgs, Verb};
+use crate::cli::{Cli, Global, GraphFormat, RunArgs, SchemaOf, Verb};
+use crate::document::{Document, PlannedStage, TypeOfStage};
 use crate::openlineage::OpenLineage;
 use crate::pipeline::{Given, Pipeline};
 use crate::plan::{Forecast, Plan};
@@ -22,8 +24,8 @@ use crate::rules::alerts::Alarm;
 use crate::rules::secret::Redacting;
 use crate::run::{Options, Run};
 use crate::{
-    Failure, busy, child, diff, gc, graph, guard, log, manual, memory, record, reference, registry, reproduce, resolve, schedule, show,
-    tagging, verify, why,
+    Failure, busy, child, diff, document, gc, graph, guard, log, manual, memory, record, reference, registry, reproduce, resolve, schedule,
+    show, tagging, verify, why,
 };
 
 /// Does what was asked; the exit code.
@@ -38,7 +40,7 @@ pub fn act(cli: Cli) -> Result<u8, Failure> {
         Verb::Check(file) => {
             let plan = load(global, &file.file)?;
             if global.json {
-                return print_json(&serde_json::json!({ "type": "check", "ok": true, "file": file.file, "stages": plan.stages.len() }));
+                return print_document(&Document::Check { file: file.file.clone(), stages: plan.stages.len(), ok: true });
             }
             anstream::println!("{}: {} stages, nothing wrong", file.file.display(), plan.stages.len());
             Ok(DONE)
@@ -46,7 +48,8 @@ pub fn act(cli: Cli) -> Result<u8, Failure> {
         Verb::Completions { shell } => Ok(manual::completions(*shell)),
         Verb::Man { verb, to } => manual::man(verb.as_deref(), to.as_deref()),
         Verb::Stages { uses, markdown } => stages(global, uses.as_deref(), *markdown),
-        Verb::Schema => print_json(&reference::schema(&registry::stages())),
+        Verb::Schema { of: SchemaOf::Pipeline } => print_json(&reference::schema(&registry::stages())),
+        Verb::Schema { of: SchemaOf::Output } => print_json(&document::schema()),
         Verb::Schedule { verb } => schedule::act::act(global, verb),
         Verb::Gc { keep, older_than, dry_run } => collect_garbage(global, &gc::Policy { keep: *keep, older_than: *older_than }, *dry_run),
         Verb::Diff { a, b, pipeline } => diff::diff(global, a, b, pipeline),
@@ -185,17 +188,17 @@ fn plan(global: &Global, file: &Path) -> Result<u8, Failure> {
     };
     let reasons: Vec<Option<String>> = (0..plan.stages.len()).map(reason).collect::<Result<_, _>>()?;
     if global.json {
-        let stages: Vec<_> = plan
+        let stages = plan
             .stages
             .iter()
             .zip(&forecasts)
             .zip(&reasons)
             .map(|((stage, forecast), why)| {
-                let (will, artifact) = (forecast.word(), forecast.artifact());
-                serde_json::json!({ "name": stage.name, "uses": stage.stage.uses(), "will": will, "why": why, "artifact": artifact })
+                let (name, uses) = (stage.name.clone(), stage.stage.uses().to_owned());
+                PlannedStage { name, uses, will: forecast.will(), why: why.clone(), artifact: forecast.artifact() }
             })
             .collect();
-        return print_json(&serde_json::json!({ "type": "plan", "pipeline": plan.name, "stages": stages }));
+        return print_document(&Document::Plan { pipeline: plan.name.clone(), stages });
     }
     let width = plan.stages.iter().map(|stage| stage.name.len()).max().unwrap_or_default();
     for ((stage, forecast), reason) in plan.stages.iter().zip(&forecasts).zip(reasons) {
@@ -239,9 +242,8 @@ fn verify_verb(global: &Global, dry_run: bool) -> Result<u8, Failure> {
     let seconds = clock.elapsed().as_secs_f64();
     let ok = verified.findings.is_empty();
     if global.json {
-        print_json(
-            &serde_json::json!({ "type": "verify", "ok": ok, "dry_run": dry_run, "seconds": seconds, "artifacts": verified.artifacts, "bytes": verified.bytes, "findings": verified.findings }),
-        )?;
+        let verify::Verified { artifacts, bytes, findings } = verified;
+        print_document(&Document::Verify { ok, dry_run, seconds, artifacts, bytes, findings })?;
     } else {
         verify::tell(&store, &verified, seconds);
     }
@@ -251,7 +253,7 @@ fn verify_verb(global: &Global, dry_run: bool) -> Result<u8, Failure> {
 fn graph_verb(global: &Global, file: &Path, format: GraphFormat) -> Result<u8, Failure> {
     let plan = load(global, file)?;
     if global.json {
-        return print_json(&graph::json(&plan));
+        return print_document(&graph::document(&plan));
     }
     let drawn = match format {
         GraphFormat::Text => graph::text(&plan),
@@ -268,10 +270,10 @@ fn stages(global: &Global, uses: Option<&str>, markdown: bool) -> Result<u8, Fai
     if global.json && uses.is_none_or(|uses| types.iter().any(|kind| kind.uses == uses)) {
         let wanted = types.iter().filter(|kind| uses.is_none_or(|uses| kind.uses == uses));
         let told = wanted.map(|kind| {
-            let schema = (kind.schema)().to_value();
-            serde_json::json!({ "uses": kind.uses, "version": kind.version, "summary": kind.summary, "gives": kind.gives, "schema": schema })
+            let (uses, summary) = (kind.uses.to_owned(), kind.summary.to_owned());
+            TypeOfStage { uses, version: kind.version, summary, gives: kind.gives, schema: (kind.schema)().to_value() }
         });
-        return print_json(&serde_json::json!({ "type": "stages", "stages": told.collect::<Vec<_>>() }));
+        return print_document(&Document::Stages { stages: told.collect() });
     }
     match uses {
         None if markdown => anstream::print!("{}", reference::markdown(&types)),
@@ -290,8 +292,12 @@ fn stages(global: &Global, uses: Option<&str>, markdown: bool) -> Result<u8, Fai
     Ok(DONE)
 }
 
-/// Prints one JSON document: what `--json` gives for every verb but `run`.
-pub fn print_json(value: &serde_json::Value) -> Result<u8, Failure> {
+/// Prints one document: what `--json` gives for every verb but `run`.
+pub fn print_document(document: &Document) -> Result<u8, Failure> {
+    print_json(document)
+}
+
+fn print_json(value: &impl Serialize) -> Result<u8, Failure> {
     anstream::println!("{}", serde_json::to_string_pretty(value).doing(|| "writing JSON".into())?);
     Ok(DONE)
 }
@@ -300,7 +306,7 @@ fn collect_garbage(global: &Global, policy: &gc::Policy, dry_run: bool) -> Resul
     let store = ObjectStore::open(&global.store)?;
     let garbage = gc::collect(&store, policy, dry_run)?;
     if global.json {
-        return print_json(&serde_json::json!({ "type": "gc", "dry_run": dry_run, "removed": garbage.removed, "bytes": garbage.bytes }));
+        return print_document(&Document::Gc { dry_run, removed: garbage.removed, bytes: garbage.bytes });
     }
     garbage.removed.iter().for_each(|path| anstream::println!("{}", path.display()));
     let verb = if dry_run { "would be freed" } else { "freed" };

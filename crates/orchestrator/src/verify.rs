@@ -8,13 +8,14 @@ use artifact::object_store::remove_tree;
 use artifact::{CacheRecord, Digest, Doing, Manifest, ObjectStore, StageError, durable, manifest};
 use indicatif::{HumanBytes, ProgressBar};
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::folder::{file_name, is_temporary, list, list_shards, size};
 use crate::tag;
 
 /// What is wrong with a file or a folder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Wrong {
     /// An artifact's content is not what its digest says.
@@ -26,7 +27,7 @@ pub enum Wrong {
 }
 
 /// One thing that is wrong.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Finding {
     /// What kind of wrong.
     pub wrong: Wrong,
@@ -45,7 +46,7 @@ pub struct Finding {
 }
 
 /// What a store was found to be.
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 pub struct Verified {
     /// How many artifacts were re-hashed.
     pub artifacts: usize,

@@ -6,11 +6,12 @@ use artifact::{Digest, ObjectStore, StageError};
 use std::path::Path;
 
 use crate::cli::Global;
+use crate::document::{Because, Document};
 use crate::folder::file_name;
 use crate::made::{Difference, Made};
 use crate::plan::{Forecast, Plan};
 use crate::record::{RunRecord, StageRecord};
-use crate::verbs::print_json;
+use crate::verbs::print_document;
 use crate::{Failure, begun, record, verbs};
 
 /// How many differences `plan` tells on a line.
@@ -105,7 +106,7 @@ pub fn why(global: &Global, file: &Path, name: &str) -> Result<u8, Failure> {
         }
     }
     match global.json {
-        true => print_json(&as_json(&plan, index, &forecasts, &told)),
+        true => print_document(&document(&plan, index, &forecasts, told)),
         false => {
             tell(&plan, index, &forecasts, &told);
             Ok(DONE)
@@ -113,17 +114,14 @@ pub fn why(global: &Global, file: &Path, name: &str) -> Result<u8, Failure> {
     }
 }
 
-fn as_json(plan: &Plan, index: usize, forecasts: &[Forecast], told: &[(usize, Reason)]) -> serde_json::Value {
-    let because: Vec<_> = told
-        .iter()
-        .map(|(index, reason)| {
-            serde_json::json!({ "stage": plan.stages[*index].name, "since": reason.since, "differences": reason.differences, "why": reason.line() })
-        })
-        .collect();
+fn document(plan: &Plan, index: usize, forecasts: &[Forecast], told: Vec<(usize, Reason)>) -> Document {
+    let because = told.into_iter().map(|(index, reason)| {
+        let (stage, why) = (plan.stages[index].name.clone(), reason.line());
+        Because { stage, since: reason.since, differences: reason.differences, why }
+    });
     let forecast = &forecasts[index];
-    serde_json::json!({
-        "type": "why", "stage": plan.stages[index].name, "will": forecast.word(), "artifact": forecast.artifact(), "because": because,
-    })
+    let stage = plan.stages[index].name.clone();
+    Document::Why { stage, will: forecast.will(), artifact: forecast.artifact(), because: because.collect() }
 }
 
 fn tell(plan: &Plan, index: usize, forecasts: &[Forecast], told: &[(usize, Reason)]) {

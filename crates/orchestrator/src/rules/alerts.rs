@@ -5,10 +5,10 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use artifact::{ConfigProblem, ObjectStore, StageError};
+use artifact::{ConfigProblem, Doing, ObjectStore, StageError};
 use serde::Deserialize;
-use serde_json::{Value, json};
 
+use crate::document::{AlertKind, Document, FailedStage};
 use crate::folder::file_name;
 use crate::record::{self, RunRecord};
 use crate::rules::condition::Condition;
@@ -138,9 +138,9 @@ impl Alarm {
         let secrets = self.secrets();
         for armed in &self.armed {
             for (event, message) in armed.alert.events(&now, before.as_ref()) {
-                let body = secrets.redact(&payload(event, &message, &now, &failures).to_string());
-                if let Err(fault) = armed.send(event, body.as_bytes(), &secrets, stop) {
-                    anstream::eprintln!("warning: the alert on {event} of {run} did not get through: {}", secrets.redact(&fault));
+                let body = serde_json::to_string(&payload(event, &message, &now, &failures)).doing(|| "writing an alert".into())?;
+                if let Err(fault) = armed.send(event, secrets.redact(&body).as_bytes(), &secrets, stop) {
+                    anstream::eprintln!("warning: the alert on {} of {run} did not get through: {}", event.word(), secrets.redact(&fault));
                 }
             }
         }
@@ -165,25 +165,25 @@ fn before(store: &ObjectStore, now: &RunRecord) -> Result<Option<RunRecord>, Sta
 
 impl Alert {
     /// What this alert has to say of a run.
-    fn events(&self, now: &RunRecord, before: Option<&RunRecord>) -> Vec<(&'static str, String)> {
+    fn events(&self, now: &RunRecord, before: Option<&RunRecord>) -> Vec<(AlertKind, String)> {
         let name = &now.pipeline;
         let mut events = Vec::new();
         let failed = now.failed();
         if failed && self.on.contains(&On::Failure) {
-            events.push(("failure", format!("{name} failed ({})", now.run)));
+            events.push((AlertKind::Failure, format!("{name} failed ({})", now.run)));
         }
         if !failed && before.is_some_and(RunRecord::failed) && self.on.contains(&On::Recovery) {
-            events.push(("recovery", format!("{name} is well again ({})", now.run)));
+            events.push((AlertKind::Recovery, format!("{name} is well again ({})", now.run)));
         }
         if let Some(condition) = self.condition.as_ref().filter(|_| !failed) {
             // It is the crossing that is told, not every run beyond the bound.
             let was = before.filter(|before| !before.failed()).is_some_and(|before| condition.judge(&before.metrics, None).holds);
             let is = condition.judge(&now.metrics, None);
             if is.holds && !was {
-                events.push(("metric", format!("{name}: {} ({})", is.reason, now.run)));
+                events.push((AlertKind::Metric, format!("{name}: {} ({})", is.reason, now.run)));
             }
             if !is.holds && was && self.on.contains(&On::Recovery) {
-                events.push(("recovery", format!("{name}: {} ({})", is.reason, now.run)));
+                events.push((AlertKind::Recovery, format!("{name}: {} ({})", is.reason, now.run)));
             }
         }
         events
@@ -191,23 +191,29 @@ impl Alert {
 }
 
 /// What a webhook gets as its body, and a command on its standard input. `text` is what chat services show.
-fn payload(event: &str, message: &str, run: &RunRecord, failures: &BTreeMap<String, StageError>) -> Value {
-    json!({
-        "type": "alert", "event": event, "text": message, "pipeline": run.pipeline, "run": run.run, "seconds": run.seconds,
-        "failed": failures.iter().map(|(stage, error)| json!({ "stage": stage, "error": error })).collect::<Vec<_>>(),
-        "metrics": run.metrics, "sent": jiff::Timestamp::now().to_string(),
-    })
+fn payload(event: AlertKind, text: &str, run: &RunRecord, failures: &BTreeMap<String, StageError>) -> Document {
+    let failed = failures.iter().map(|(stage, error)| FailedStage { stage: stage.clone(), error: error.clone() });
+    Document::Alert {
+        event,
+        text: text.to_owned(),
+        pipeline: run.pipeline.clone(),
+        run: run.run.clone(),
+        seconds: run.seconds,
+        failed: failed.collect(),
+        metrics: run.metrics.clone(),
+        sent: jiff::Timestamp::now().to_string(),
+    }
 }
 
 impl Armed {
-    fn send(&self, event: &str, body: &[u8], secrets: &Secrets, stop: &dyn Fn() -> bool) -> Result<(), String> {
+    fn send(&self, event: AlertKind, body: &[u8], secrets: &Secrets, stop: &dyn Fn() -> bool) -> Result<(), String> {
         if let Some(url) = &self.url {
             let webhook = Webhook { url: url.reveal(), key: self.key.as_ref(), token: None, retries: self.alert.retries };
             return webhook.post(body, stop).map_err(|fault| format!("{}: {fault}", webhook::host(url.reveal())));
         }
         let command = self.alert.command.as_deref().unwrap_or_default();
         let mut shell = Command::new("sh");
-        shell.args(["-c", command]).env("EPISTEME_ALERT", event).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        shell.args(["-c", command]).env("EPISTEME_ALERT", event.word()).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = shell.spawn().map_err(|error| error.to_string())?;
         if let Some(mut stdin) = child.stdin.take() {
             // A command that does not read what it is given is none the worse for it.

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use artifact::worker::{DONE, INTERRUPTED, stop_flag};
 use artifact::{Doing, ObjectStore, StageError};
-use serde_json::json;
 
 use crate::cli::{Global, ScheduleVerb};
+use crate::document::{Document, Scheduled};
 use crate::plan::Plan;
 use crate::schedule::foreground::Scheduler;
 use crate::schedule::install::{Block, Crontab};
 use crate::schedule::{Given, Job, systemd};
-use crate::verbs::{load, print_json, settings};
+use crate::verbs::{load, print_document, settings};
 use crate::{Failure, schedule};
 
 /// Does what was asked.
@@ -67,9 +67,9 @@ fn print(global: &Global, files: &[PathBuf], jitter: Duration) -> Result<u8, Fai
             Some(lines) => anstream::print!("{lines}"),
             None => anstream::println!("# {}: no `schedule` in {}", plan.name, file.display()),
         }
-        printed.push(json!({ "pipeline": plan.name, "file": file, "schedule": plan.schedule, "crontab": lines }));
+        printed.push(Scheduled { schedule: plan.schedule, crontab: lines, ..Scheduled::new(&plan.name, file) });
     }
-    if global.json { print_json(&json!({ "type": "schedule", "pipelines": printed })) } else { Ok(DONE) }
+    if global.json { print_document(&Document::Schedule { pipelines: printed }) } else { Ok(DONE) }
 }
 
 fn install(global: &Global, files: &[PathBuf], with_systemd: bool, jitter: Duration) -> Result<u8, Failure> {
@@ -89,12 +89,13 @@ fn install(global: &Global, files: &[PathBuf], with_systemd: bool, jitter: Durat
         }
         crontab.write()?;
     }
-    let told = jobs
-        .iter()
-        .zip(&places)
-        .map(|((plan, job), place)| json!({ "pipeline": job.name, "file": job.file, "schedule": plan.schedule, "in": place }));
     if global.json {
-        return print_json(&json!({ "type": "schedule_installed", "pipelines": told.collect::<Vec<_>>() }));
+        let told = jobs.into_iter().zip(places).map(|((plan, job), place)| Scheduled {
+            schedule: plan.schedule,
+            place: Some(place),
+            ..Scheduled::new(&job.name, &job.file)
+        });
+        return print_document(&Document::ScheduleInstalled { pipelines: told.collect() });
     }
     for ((plan, job), place) in jobs.iter().zip(&places) {
         anstream::println!("{}: {} in {place}", job.name, plan.schedule.as_deref().unwrap_or_default());
@@ -110,9 +111,14 @@ fn blocks() -> Vec<Block> {
 fn list(global: &Global) -> Result<u8, Failure> {
     let (blocks, units) = (blocks(), systemd::installed()?);
     if global.json {
-        let cron = blocks.iter().map(|block| json!({ "pipeline": block.name, "file": block.file, "in": "crontab", "lines": block.lines }));
-        let timers = units.iter().map(|unit| json!({ "pipeline": unit.name, "file": unit.file, "in": unit.timer }));
-        return print_json(&json!({ "type": "schedules", "pipelines": cron.chain(timers).collect::<Vec<_>>() }));
+        let cron = blocks.into_iter().map(|block| Scheduled {
+            place: Some("crontab".into()),
+            lines: Some(block.lines),
+            ..Scheduled::new(&block.name, &block.file)
+        });
+        let timers =
+            units.iter().map(|unit| Scheduled { place: Some(unit.timer.display().to_string()), ..Scheduled::new(&unit.name, &unit.file) });
+        return print_document(&Document::Schedules { pipelines: cron.chain(timers).collect() });
     }
     for block in &blocks {
         let line = block.lines.lines().find(|line| !line.starts_with('#')).unwrap_or_default();
@@ -143,7 +149,7 @@ fn remove(global: &Global, what: &[String]) -> Result<u8, Failure> {
         crontab.write()?;
     }
     match global.json {
-        true => print_json(&json!({ "type": "schedule_removed", "pipelines": what })),
+        true => print_document(&Document::ScheduleRemoved { pipelines: what.to_vec() }),
         false => {
             what.iter().for_each(|what| anstream::println!("{what} is not scheduled any more"));
             Ok(DONE)
