@@ -1,6 +1,8 @@
 """The speed of a network, declared as Episteme declares it, in PyTorch (training) and ONNX Runtime (forward).
 
 Usage: network.py HEIGHTxWIDTHxCHANNELS BATCH train|forward LAYER...   (a residual block is JSON)
+
+T: threads. DEVICE=cuda: on a GPU, forward in PyTorch too. VARIANT: any of channels_last, compile and bf16, joined by +, or eager.
 """
 import json
 import math
@@ -18,6 +20,9 @@ size, batch, mode, *layers = sys.argv[1:]
 height, width, channels = map(int, size.split("x"))
 batch = int(batch)
 threads = int(os.environ.get("T", "2"))
+device = os.environ.get("DEVICE", "cpu")
+variant = os.environ.get("VARIANT", "channels_last").split("+")
+order = torch.channels_last if "channels_last" in variant else torch.contiguous_format
 torch.set_num_threads(threads)
 torch.manual_seed(0)
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
@@ -84,20 +89,50 @@ def rate(step, images, rounds=5):
     return statistics.median(rates)
 
 
+def examples():
+    x = torch.randn(batch, channels, height, width).to(device, memory_format=order)
+    return x, torch.randint(0, 10, (batch,)).to(device)
+
+
+def mixed():
+    return torch.autocast(device, torch.bfloat16, enabled="bf16" in variant)
+
+
+def finish():
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
 net, _ = build(layers, (channels, height, width))
+if mode == "train" or device != "cpu":
+    net = net.to(device, memory_format=order)
+    if "compile" in variant:
+        net = torch.compile(net)
 if mode == "train":
-    net = net.to(memory_format=torch.channels_last)
     optimiser = torch.optim.Adam(net.parameters())
-    x = torch.randn(batch, channels, height, width).to(memory_format=torch.channels_last)
-    y = torch.randint(0, 10, (batch,))
+    x, y = examples()
 
     def steps():
         for _ in range(10):
             optimiser.zero_grad()
-            F.cross_entropy(net(x), y).backward()
+            with mixed():
+                loss = F.cross_entropy(net(x), y)
+            loss.backward()
             optimiser.step()
+        finish()
 
     print(f"pytorch_train {rate(steps, 10 * batch):.0f} images/s")
+elif device != "cpu":
+    x, _ = examples()
+    net.eval()
+
+    def passes():
+        with torch.inference_mode(), mixed():
+            for _ in range(10):
+                net(x)
+        finish()
+
+    print(f"pytorch_forward {rate(passes, 10 * batch):.0f} images/s")
 else:
     import onnxruntime as ort
 

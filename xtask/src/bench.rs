@@ -30,7 +30,7 @@ pub(super) fn bench(args: &[String]) -> Done {
 }
 
 /// The networks that are timed: a name, the shape of an image, the layers.
-const NETWORKS: [(&str, &str, &[&str]); 10] = [
+pub(super) const NETWORKS: [(&str, &str, &[&str]); 10] = [
     (
         "reference",
         "32x32x3",
@@ -156,7 +156,7 @@ fn compare(name: &str, shape: &str, batch: &str, mode: &str, layers: &[&str]) ->
 }
 
 /// The number of a `name value unit` line.
-fn value(said: &str) -> f64 {
+pub(super) fn value(said: &str) -> f64 {
     said.lines().last().and_then(|line| line.split(' ').nth(1)?.parse().ok()).unwrap_or_default()
 }
 

@@ -1,5 +1,7 @@
 //! `cargo xtask cuda VERB`: episteme for NVIDIA GPUs, built and checked on any machine, tested where there is one.
 
+mod bench;
+mod emulator;
 mod toolkit;
 
 use std::env;
@@ -21,8 +23,9 @@ pub(super) fn cuda(args: &[String]) -> Done {
     match args.first().map(String::as_str) {
         Some("build") => build(&options),
         Some("test") => test(&options),
+        Some("bench") => measure(&options),
         _ => {
-            eprintln!("cargo xtask cuda build | test [--compute-capability N] [--toolkit DIR]");
+            eprintln!("cargo xtask cuda build | test [--emulated] | bench [--compute-capability N] [--toolkit DIR]");
             Err(2)
         }
     }
@@ -38,19 +41,23 @@ pub(super) fn check() -> Done {
 struct Options {
     compute_capability: String,
     toolkit: Option<PathBuf>,
+    /// Whether tests are to do without a GPU.
+    is_emulated: bool,
 }
 
 impl Options {
     fn parse(args: &[String]) -> Result<Self, u8> {
-        let mut options = Self { compute_capability: COMPUTE_CAPABILITY.into(), toolkit: None };
-        for pair in args.chunks(2) {
+        let (flags, pairs): (Vec<&String>, Vec<&String>) = args.iter().partition(|arg| *arg == "--emulated");
+        let mut options = Self { compute_capability: COMPUTE_CAPABILITY.into(), toolkit: None, is_emulated: !flags.is_empty() };
+        for pair in pairs.chunks(2) {
             match pair {
-                [key, value] if key == "--compute-capability" && value.replace('.', "").parse::<u32>().is_ok() => {
+                [key, value] if *key == "--compute-capability" && value.replace('.', "").parse::<u32>().is_ok() => {
                     options.compute_capability = value.replace('.', "");
                 }
-                [key, value] if key == "--toolkit" => options.toolkit = Some(value.into()),
+                [key, value] if *key == "--toolkit" => options.toolkit = Some(value.into()),
                 _ => {
-                    eprintln!("`{}` is not understood: --compute-capability 80 (or 9.0), --toolkit DIR", pair.join(" "));
+                    let said: Vec<&str> = pair.iter().map(|word| word.as_str()).collect();
+                    eprintln!("`{}` is not understood: --compute-capability 80 (or 9.0), --toolkit DIR, --emulated", said.join(" "));
                     return Err(2);
                 }
             }
@@ -67,21 +74,38 @@ fn build(options: &Options) -> Done {
     report(&folder().join("release/episteme"), options)
 }
 
-/// Runs the tests of the network on this machine's GPU, and a training from end to end.
+/// Runs the tests of the network on this machine's GPU, and a training from end to end; or on an emulated GPU, which shows that the program
+/// asks a GPU for the right things, and nothing of its speed.
 fn test(options: &Options) -> Done {
-    if !has_gpu() {
+    if !options.is_emulated && !has_gpu() {
         eprintln!(
-            "there is no NVIDIA GPU here (no driver is loaded): these tests need one. `cargo xtask ci` runs the same tests on the processor, and checks the CUDA code"
+            "there is no NVIDIA GPU here (no driver is loaded): `cargo xtask cuda test --emulated` does without one, and `cargo xtask ci` runs the same tests on the processor"
         );
         return Err(1);
     }
     let toolkit = Toolkit::get(options.toolkit.as_deref(), &folder())?;
-    for (package, tests) in [("episteme-network", "reference::portable"), ("episteme-learn", "gpu")] {
+    let emulator = if options.is_emulated { Some(emulator::build(&folder())?) } else { None };
+    for (package, tests) in [("episteme-network", "reference::portable"), ("episteme-learn", "a_gpu_learns")] {
         let mut command = with(&toolkit, options);
         command.args(["test", "--release", "--package", package, "--features", "cuda", tests, "--", "--include-ignored"]);
+        if let Some(emulator) = &emulator {
+            command.env("LD_LIBRARY_PATH", emulator).env("EPISTEME_CUDA_LIBRARIES", emulator);
+        }
         run(command.env("EPISTEME_TEST_DEVICE", "cuda"))?;
     }
     Ok(())
+}
+
+/// The reference network's speed on this machine's GPU, beside PyTorch's.
+fn measure(options: &Options) -> Done {
+    if !has_gpu() {
+        eprintln!("there is no NVIDIA GPU here (no driver is loaded): there is nothing to measure");
+        return Err(1);
+    }
+    let toolkit = Toolkit::get(options.toolkit.as_deref(), &folder())?;
+    let example = ["build", "--release", "--package", "episteme-network", "--example", "throughput", "--features", "cuda"];
+    run(with(&toolkit, options).args(example))?;
+    bench::reference(&folder().join("release/examples/throughput"))
 }
 
 /// Whether a driver is loaded; the second is that of Windows' subsystem.

@@ -1,11 +1,14 @@
 //! Images a second of a network, training or forward, as `name value unit` lines; the value is the median of five rounds.
 //!
 //! `cargo run --release -p episteme-network --example throughput SHAPE BATCH train|forward LAYER…`, such as
-//! `32x32x3 64 train "conv 32 3x3 relu" "pool 2" "dense 10"` (a residual block in JSON); or `peak`, the machine's dense arithmetic limit. Threads: `RAYON_NUM_THREADS`.
+//! `32x32x3 64 train "conv 32 3x3 relu" "pool 2" "dense 10"` (a residual block in JSON); or `peak`, the machine's dense arithmetic limit. Threads: `RAYON_NUM_THREADS`;
+//! a GPU, where it was built with CUDA: `EPISTEME_DEVICE=cuda`.
 
 use std::time::Instant;
 
-use network::{Architecture, Batch, Input, LayerSpec, LossOptions, Network, Normalisation, Optimiser, OptimiserConfig, Shape, peak_flops};
+use network::{
+    Architecture, Batch, Device, Input, LayerSpec, LossOptions, Network, Normalisation, Optimiser, OptimiserConfig, Shape, peak_flops,
+};
 
 /// As in the binaries.
 #[global_allocator]
@@ -25,7 +28,10 @@ fn main() -> Result<(), Error> {
     let layers = layers.iter().map(|text| layer(text)).collect::<Result<_, _>>()?;
     let architecture = Architecture { input: Shape::Image { height, width, channels }, layers };
     let mut network = Network::new(&architecture, 7)?;
-    network.kernels().iter().for_each(|kernel| eprintln!("{kernel}"));
+    match std::env::var_os("EPISTEME_DEVICE") {
+        Some(device) if device == "cuda" => eprintln!("{}", network.place(Device::Cuda)?.note().unwrap_or_default()),
+        _ => network.kernels().iter().for_each(|kernel| eprintln!("{kernel}")),
+    }
     let (bytes, labels) = examples(batch, architecture.input.len(), network.classes() as u32);
     let normalisation = Normalisation::standard(&vec![0.5; channels], &vec![0.25; channels]);
     let input = Input::Pixels { bytes: &bytes, normalisation: &normalisation };

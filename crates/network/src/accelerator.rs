@@ -111,7 +111,7 @@ impl Accelerator {
 
 fn panicked(panic: &(dyn Any + Send)) -> NetworkError {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned()).or_else(|| panic.downcast_ref::<String>().cloned());
-    NetworkError::Device(text.unwrap_or_else(|| "a panic without a message".into()))
+    NetworkError::device(text.unwrap_or_else(|| "a panic without a message".into()))
 }
 
 fn gone(_: impl Display) -> NetworkError {
@@ -127,7 +127,7 @@ mod tests {
 
     impl Engine for Careless {
         fn learn(&mut self, _: &State, _: &Lesson) -> Result<Learnt, NetworkError> {
-            Err(NetworkError::Device("out of memory".into()))
+            panic!("called `Result::unwrap()` on an `Err` value: DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")")
         }
 
         fn logits(&mut self, state: &State, _: &Values) -> Result<Vec<f32>, NetworkError> {
@@ -145,6 +145,15 @@ mod tests {
         };
         assert!(logits(Vec::new()).unwrap_err().to_string().contains("there are no weights"));
         assert_eq!(logits(vec![(0, Arc::default())]).unwrap(), [1.0]);
+    }
+
+    #[test]
+    fn a_device_whose_memory_is_full_says_what_to_do() {
+        let accelerator = Accelerator::start(|| Ok(Careless)).unwrap();
+        let input = Values::Floats(Arc::new(vec![0.0]));
+        let lesson = Lesson { input, labels: vec![0], options: LossOptions::default(), seed: 1, step: 0 };
+        let error = accelerator.learn(State { parameters: Vec::new(), running: Vec::new() }, lesson).err().unwrap().to_string();
+        assert!(error.contains("CUDA_ERROR_OUT_OF_MEMORY") && error.contains("`accumulate = 2`"), "{error}");
     }
 
     #[test]

@@ -15,9 +15,9 @@ pub(crate) fn start(network: &Network) -> Result<(Accelerator, String), String> 
     let name = first_gpu()?;
     let (blocks, input) = (network.blocks.clone(), network.architecture().input);
     let make = move || {
-        let device = Cuda::try_build(0, 0).map_err(|error| NetworkError::Device(error.to_string()))?;
+        let device = Cuda::try_build(0, 0).map_err(|error| NetworkError::device(error.to_string()))?;
         // A step takes and frees the same buffers again and again.
-        device.try_enable_cache().map_err(|error| NetworkError::Device(error.to_string()))?;
+        device.try_enable_cache().map_err(|error| NetworkError::device(error.to_string()))?;
         Portable::new(&blocks, input, device)
     };
     let accelerator = Accelerator::start(make).map_err(|error| format!("{name} cannot be used: {error}"))?;

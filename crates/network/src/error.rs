@@ -47,6 +47,16 @@ pub enum NetworkError {
     Tape(String),
 }
 
+impl NetworkError {
+    /// What a device said, with what to do where that is known.
+    pub(crate) fn device(said: String) -> Self {
+        let is_full = said.contains("OUT_OF_MEMORY") || said.contains("out of memory");
+        let advice =
+            if is_full { ". A smaller `batch` needs less memory, and so do its parts one after the other: `accumulate = 2`" } else { "" };
+        NetworkError::Device(said + advice)
+    }
+}
+
 impl From<dfdx::tensor::CpuError> for NetworkError {
     fn from(error: dfdx::tensor::CpuError) -> Self {
         NetworkError::Tape(error.to_string())

@@ -7,6 +7,8 @@
 //! their gradients back. That costs a fraction of a millisecond, and leaves one optimiser, one checkpoint and one file format for all devices.
 
 mod conv;
+mod dense;
+mod layers;
 mod norm;
 mod operations;
 mod pool;
@@ -17,25 +19,23 @@ use std::sync::Arc;
 use dfdx::{
     shapes::HasShape,
     tensor::{HasErr, Tensor},
-    tensor_ops::{Device, ReshapeTo, TryAdd, TryMatMul, TryMul},
+    tensor_ops::{Device, ReshapeTo, TryAdd, TryMul},
 };
 
 use self::{
     conv::Convolution,
+    layers::{Kernel, Layer},
     norm::Statistics,
-    operations::{activate, activation_gradient, as_maps, by_pixel, column_sums, flat, for_each_row, transposed},
-    pool::Pooling,
-    windows::Windows,
+    operations::{activate, activation_gradient},
 };
 use crate::{
     accelerator::{Engine, Learnt, Lesson, State},
     architecture::Shape,
     batchnorm::BatchNorm,
     conv::Conv,
-    dense::Dense,
     error::NetworkError,
     examples::Values,
-    layer::{Activation, PoolKind},
+    layer::Activation,
     loss,
     network::Cursor,
     plan::{Block, Placed},
@@ -73,26 +73,6 @@ struct Weights<D: Device<f32>> {
     bias: Row<D>,
 }
 
-/// A block with what the device keeps for it.
-struct Layer<D: Device<f32>> {
-    block: Block,
-    kernel: Kernel<D>,
-}
-
-enum Kernel<D: Device<f32>> {
-    Conv {
-        conv: Arc<Convolution<D>>,
-        pool: Option<Arc<Pooling<D>>>,
-    },
-    Pool(Arc<Pooling<D>>),
-    Residual {
-        branch: Vec<Layer<D>>,
-        shortcut: Vec<Layer<D>>,
-    },
-    /// All that the block says is enough.
-    Plain,
-}
-
 /// A network on a device.
 pub(crate) struct Portable<D: Device<f32>> {
     device: D,
@@ -117,9 +97,8 @@ struct Pass<'a, D: Device<f32>> {
 impl<D: Device<f32>> Portable<D> {
     /// Puts on the device what the operations of a network's blocks need besides weights.
     pub(crate) fn new(blocks: &[Placed], input: Shape, device: D) -> Result<Self, NetworkError> {
-        let layers = layers(blocks, true, &device).map_err(failed::<D>)?;
-        let mut convolutions = Vec::new();
-        note_convolutions(&layers, &mut convolutions);
+        let layers = layers::of(blocks, true, &device).map_err(failed::<D>)?;
+        let convolutions = layers::convolutions(&layers);
         Ok(Portable { device, layers, input, held: Vec::new(), convolutions })
     }
 
@@ -198,7 +177,7 @@ impl<D: Device<f32>> Portable<D> {
                 Ok(output)
             }
             (Block::Dense(dense), _) => {
-                let (output, back) = self.dense(dense, input, self.weights(pass.cursor))?;
+                let (output, back) = dense::forward(dense, input, self.weights(pass.cursor), &self.device)?;
                 backs.push(back);
                 self.activate(dense.activation, output, backs)
             }
@@ -235,24 +214,6 @@ impl<D: Device<f32>> Portable<D> {
         let device = self.device.clone();
         backs.push(Box::new(move |gradient, _| activation_gradient(activation, &values, gradient, &device)));
         Ok(output)
-    }
-
-    /// What reaches the layer is taken as it lies in memory.
-    fn dense(&self, dense: &Dense, input: Maps<D>, layer: Weights<D>) -> Done<Forward<D>, D> {
-        let shape = *input.shape();
-        let input = input.try_reshape_like(&(shape.0, dense.inputs))?;
-        let weights = layer.weights.try_reshape_like(&(dense.inputs, dense.units))?;
-        let sums = input.clone().try_matmul(weights.clone())?;
-        let bias = for_each_row(&layer.bias, &sums)?;
-        let output = as_maps(sums.try_add(bias)?, shape.0)?;
-        let device = self.device.clone();
-        let back: Back<D> = Box::new(move |gradient, found| {
-            let gradient = by_pixel(gradient)?;
-            found.put(layer.index + 1, column_sums(&gradient, &device)?);
-            found.put(layer.index, flat(transposed(input)?.try_matmul(gradient.clone())?)?);
-            gradient.try_matmul(transposed(weights)?)?.try_reshape_like(&shape)
-        });
-        Ok((output, back))
     }
 
     fn residual(
@@ -315,7 +276,7 @@ impl<D: Device<f32>> Engine for Portable<D> {
 }
 
 fn failed<D: Device<f32>>(error: D::Err) -> NetworkError {
-    NetworkError::Device(error.to_string())
+    NetworkError::device(error.to_string())
 }
 
 /// Back through layers, the last first.
@@ -331,38 +292,4 @@ fn with_channels<D: Device<f32>>(input: Maps<D>, channels: usize, backs: &mut Ve
     }
     backs.push(Box::new(move |gradient, _| gradient.try_reshape_like(&shape)));
     input.try_reshape_like(&(shape.0, shape.1 * shape.2 / channels, channels))
-}
-
-fn layers<D: Device<f32>>(blocks: &[Placed], is_first: bool, device: &D) -> Done<Vec<Layer<D>>, D> {
-    let layer = |(index, placed): (usize, &Placed)| {
-        let kernel = kernel(&placed.block, is_first && index == 0, device)?;
-        Ok(Layer { block: placed.block.clone(), kernel })
-    };
-    blocks.iter().enumerate().map(layer).collect()
-}
-
-fn kernel<D: Device<f32>>(block: &Block, is_first: bool, device: &D) -> Done<Kernel<D>, D> {
-    Ok(match block {
-        Block::Conv(conv) => {
-            let pool = if conv.pool == 1 { None } else { Some(Arc::new(Pooling::new(PoolKind::Maximum, Windows::behind(conv), device)?)) };
-            Kernel::Conv { conv: Arc::new(Convolution::new(conv, is_first, device)?), pool }
-        }
-        Block::Pool(pool) => Kernel::Pool(Arc::new(Pooling::new(pool.kind, Windows::of_pool(pool), device)?)),
-        Block::Residual(residual) => {
-            Kernel::Residual { branch: layers(&residual.branch, false, device)?, shortcut: layers(&residual.shortcut, false, device)? }
-        }
-        Block::Dense(_) | Block::Dropout(_) | Block::BatchNorm(_) => Kernel::Plain,
-    })
-}
-
-/// For each parameter in the network's order, the convolution whose weights it is.
-fn note_convolutions<D: Device<f32>>(layers: &[Layer<D>], list: &mut Vec<Option<Arc<Convolution<D>>>>) {
-    for layer in layers {
-        match &layer.kernel {
-            Kernel::Conv { conv, .. } => list.extend([Some(conv.clone()), None]),
-            Kernel::Residual { branch, shortcut } => [branch, shortcut].into_iter().for_each(|way| note_convolutions(way, list)),
-            Kernel::Plain if !matches!(layer.block, Block::Dropout(_)) => list.extend([None, None]),
-            Kernel::Plain | Kernel::Pool(_) => {}
-        }
-    }
 }

@@ -1,0 +1,241 @@
+// NVIDIA's driver and cuBLAS for tests on machines without a GPU: memory is the processor's, a kernel runs as one thread, and the kernels are dfdx's
+// own sources, compiled for the processor. So the whole way from a network to a kernel's arguments is walked as on a GPU; what a GPU does with
+// them is not shown. Fresh memory is poisoned, and matrices whose sides do not fit are refused as by cuBLAS. `cargo xtask cuda test --emulated` builds it.
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <string>
+#include <utility>
+using std::isnan;
+using std::max;
+using std::min;
+using std::signbit;
+
+// -- CUDA's language, as far as those kernels speak it --------------------------------------------------------------
+
+struct Three {
+    unsigned x, y, z;
+};
+static const Three blockIdx = {0, 0, 0}, threadIdx = {0, 0, 0}, blockDim = {1, 1, 1}, gridDim = {1, 1, 1};
+#define __device__ static
+#define __global__
+#define __forceinline__ inline
+#define __shared__ static
+#define __CUDA_ARCH__ 900
+static void __syncthreads() {}
+
+typedef _Float16 __half;
+static float __half2float(__half a) { return (float)a; }
+static __half __float2half(float a) { return (__half)a; }
+static bool __hisnan(__half a) { return isnan((float)a); }
+static __half hcos(__half a) { return (__half)cosf(a); }
+static __half hsin(__half a) { return (__half)sinf(a); }
+static __half hsqrt(__half a) { return (__half)sqrtf(a); }
+static __half hlog(__half a) { return (__half)logf(a); }
+static __half hexp(__half a) { return (__half)expf(a); }
+static __half __habs(__half a) { return (__half)fabsf(a); }
+static __half __hmax_nan(__half a, __half b) { return a > b ? a : b; }
+static __half __hmin_nan(__half a, __half b) { return a < b ? a : b; }
+template <typename T> static T atomicAdd(T *at, T value) {
+    T was = *at;
+    *at += value;
+    return was;
+}
+template <typename T, typename V> static T atomicMax(T *at, V value) { return *at = max(*at, (T)value); }
+template <typename T, typename V> static T atomicMin(T *at, V value) { return *at = min(*at, (T)value); }
+template <typename T> static T atomicCAS(T *at, T, T value) {
+    T was = *at;
+    *at = value;
+    return was;
+}
+template <typename To, typename From> static To bits(From from) {
+    To to;
+    memcpy(&to, &from, sizeof to);
+    return to;
+}
+static unsigned __float_as_uint(float a) { return bits<unsigned>(a); }
+static int __float_as_int(float a) { return bits<int>(a); }
+static float __uint_as_float(unsigned a) { return bits<float>(a); }
+static float __int_as_float(int a) { return bits<float>(a); }
+static long long __double_as_longlong(double a) { return bits<long long>(a); }
+static double __longlong_as_double(long long a) { return bits<double>(a); }
+static unsigned short __half_as_ushort(__half a) { return bits<unsigned short>(a); }
+static __half __ushort_as_half(unsigned short a) { return bits<__half>(a); }
+#define assert(holds) if (!(holds)) abort()
+
+// -- dfdx's kernels: its sources, each in a namespace --------------------------------------------------------------
+
+typedef std::function<void(void **)> Kernel;
+static std::map<std::string, Kernel> kernels;
+
+template <typename... A, size_t... I> static void call(void (*kernel)(A...), void **arguments, std::index_sequence<I...>) {
+    kernel(*(std::remove_const_t<A> *)arguments[I]...);
+}
+template <typename... A> static bool add(const char *name, void (*kernel)(A...)) {
+    kernels[name] = [kernel](void **arguments) { call(kernel, arguments, std::index_sequence_for<A...>()); };
+    return true;
+}
+#define KERNEL(name) static bool has_##name = add(#name, name);
+
+namespace badd {
+#include "binary_add.cu"
+KERNEL(badd_fwd_f32)
+}
+namespace bsub {
+#include "binary_sub.cu"
+KERNEL(bsub_fwd_f32)
+}
+namespace bmul {
+#include "binary_mul.cu"
+KERNEL(bmul_fwd_f32)
+}
+namespace bdiv {
+#include "binary_div.cu"
+KERNEL(bdiv_fwd_f32)
+}
+namespace sadd {
+#include "scalar_add.cu"
+KERNEL(sadd_fwd_f32)
+}
+namespace smul {
+#include "scalar_mul.cu"
+KERNEL(smul_fwd_f32)
+}
+namespace root {
+#include "sqrt.cu"
+KERNEL(sqrt_fwd_f32)
+}
+namespace reciprocal {
+#include "recip.cu"
+KERNEL(recip_fwd_f32)
+}
+namespace squared {
+#include "square.cu"
+KERNEL(square_fwd_f32)
+}
+namespace exponential {
+#include "exp.cu"
+KERNEL(exp_fwd_f32)
+}
+namespace logistic {
+#include "sigmoid.cu"
+KERNEL(sigmoid_fwd_f32)
+}
+namespace gelu {
+#include "accurate_gelu.cu"
+KERNEL(accurate_gelu_fwd_f32)
+}
+namespace choice {
+#include "choose.cu"
+KERNEL(choose_fwd_f32)
+}
+namespace comparison {
+#include "cmp.cu"
+KERNEL(gt_fwd_f32)
+KERNEL(scalar_gt_fwd_f32)
+KERNEL(scalar_lt_fwd_f32)
+}
+namespace gathering {
+#include "gather.cu"
+KERNEL(gather_fwd_f32)
+}
+
+// -- the driver ----------------------------------------------------------------------------------------------------
+
+enum { OK = 0, INVALID_VALUE = 1, NOT_FOUND = 500, NOT_SUPPORTED = 801 };
+#define DRIVER extern "C" int
+
+DRIVER cuInit(unsigned) { return OK; }
+DRIVER cuDeviceGetCount(int *count) { return *count = 1, OK; }
+DRIVER cuDeviceGet(int *device, int) { return *device = 0, OK; }
+DRIVER cuDeviceGetName(char *name, int size, int) { return strncpy(name, "an emulated GPU", size), OK; }
+DRIVER cuDeviceGetAttribute(int *value, int, int) { return *value = 1, OK; }
+DRIVER cuDeviceTotalMem_v2(size_t *bytes, int) { return *bytes = 1 << 30, OK; }
+DRIVER cuDevicePrimaryCtxRetain(void **context, int) { return *context = &kernels, OK; }
+DRIVER cuDevicePrimaryCtxRelease_v2(int) { return OK; }
+DRIVER cuCtxSetCurrent(void *) { return OK; }
+DRIVER cuCtxGetCurrent(void **context) { return *context = &kernels, OK; }
+DRIVER cuEventCreate(void **event, unsigned) { return *event = &kernels, OK; }
+DRIVER cuEventRecord(void *, void *) { return OK; }
+DRIVER cuEventDestroy_v2(void *) { return OK; }
+DRIVER cuEventElapsedTime(float *, void *, void *) { return NOT_SUPPORTED; }
+DRIVER cuStreamCreate(void **stream, unsigned) { return *stream = &kernels, OK; }
+DRIVER cuStreamDestroy_v2(void *) { return OK; }
+DRIVER cuStreamSynchronize(void *) { return OK; }
+DRIVER cuStreamWaitEvent(void *, void *, unsigned) { return OK; }
+DRIVER cuGetErrorName(int, const char **text) { return *text = "EMULATED", OK; }
+DRIVER cuGetErrorString(int, const char **text) { return *text = "the emulated driver refuses", OK; }
+
+DRIVER cuMemAllocAsync(void **memory, size_t bytes, void *) {
+    *memory = malloc(bytes + 1);
+    memset(*memory, 0xff, bytes); // A NaN, and an index beyond all bounds.
+    return OK;
+}
+DRIVER cuMemAlloc_v2(void **memory, size_t bytes) { return bytes == 0 ? INVALID_VALUE : cuMemAllocAsync(memory, bytes, 0); }
+DRIVER cuMemFreeAsync(void *memory, void *) { return free(memory), OK; }
+DRIVER cuMemFree_v2(void *memory) { return free(memory), OK; }
+DRIVER cuMemGetInfo_v2(size_t *, size_t *) { return NOT_SUPPORTED; }
+DRIVER cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t bytes, void *) { return memcpy(to, from, bytes), OK; }
+DRIVER cuMemcpyHtoD_v2(void *to, const void *from, size_t bytes) { return memcpy(to, from, bytes), OK; }
+DRIVER cuMemcpyDtoHAsync_v2(void *to, const void *from, size_t bytes, void *) { return memcpy(to, from, bytes), OK; }
+DRIVER cuMemcpyDtoH_v2(void *to, const void *from, size_t bytes) { return memcpy(to, from, bytes), OK; }
+DRIVER cuMemcpyDtoDAsync_v2(void *to, const void *from, size_t bytes, void *) { return memcpy(to, from, bytes), OK; }
+DRIVER cuMemcpyDtoD_v2(void *to, const void *from, size_t bytes) { return memcpy(to, from, bytes), OK; }
+DRIVER cuMemsetD8Async(void *memory, unsigned char value, size_t bytes, void *) { return memset(memory, value, bytes), OK; }
+DRIVER cuMemsetD8_v2(void *memory, unsigned char value, size_t bytes) { return memset(memory, value, bytes), OK; }
+DRIVER cuImportExternalMemory(void **, const void *) { return NOT_SUPPORTED; }
+DRIVER cuExternalMemoryGetMappedBuffer(void **, void *, const void *) { return NOT_SUPPORTED; }
+DRIVER cuDestroyExternalMemory(void *) { return NOT_SUPPORTED; }
+
+DRIVER cuModuleLoad(void **, const char *) { return NOT_SUPPORTED; }
+DRIVER cuModuleLoadData(void **module, const void *) { return *module = &kernels, OK; }
+DRIVER cuModuleUnload(void *) { return OK; }
+// A kernel that is not known here has a name too; launching it is refused.
+DRIVER cuModuleGetFunction(void **function, void *, const char *name) { return *function = strdup(name), OK; }
+DRIVER cuLaunchKernel(const char *name, unsigned x, unsigned, unsigned, unsigned threads, unsigned, unsigned, unsigned, void *, void **arguments,
+                      void **) {
+    auto kernel = kernels.find(name);
+    if (x == 0 || threads == 0 || threads > 1024) return INVALID_VALUE;
+    if (kernel == kernels.end()) return fprintf(stderr, "the emulated GPU has no kernel %s\n", name), NOT_FOUND;
+    return kernel->second(arguments), OK;
+}
+
+// -- cuBLAS: column after column -----------------------------------------------------------------------------------
+
+enum { BLAS_INVALID_VALUE = 7, BLAS_NOT_SUPPORTED = 15 };
+
+DRIVER cublasCreate_v2(void **handle) { return *handle = &kernels, OK; }
+DRIVER cublasDestroy_v2(void *) { return OK; }
+DRIVER cublasSetStream_v2(void *, void *) { return OK; }
+DRIVER cublasSgemm_v2(void *, int ta, int tb, int m, int n, int k, const float *alpha, const float *a, int lda, const float *b, int ldb,
+                      const float *beta, float *c, int ldc) {
+    if (lda < max(1, ta ? k : m) || ldb < max(1, tb ? n : k) || ldc < max(1, m)) return BLAS_INVALID_VALUE;
+    for (int j = 0; j < n; j++) {
+        for (int i = 0; i < m; i++) {
+            double sum = 0;
+            for (int l = 0; l < k; l++) sum += (double)a[ta ? i * (long)lda + l : l * (long)lda + i] * b[tb ? l * (long)ldb + j : j * (long)ldb + l];
+            float *out = c + j * (long)ldc + i;
+            *out = *alpha * (float)sum + (*beta == 0 ? 0 : *beta * *out);
+        }
+    }
+    return OK;
+}
+DRIVER cublasSgemmStridedBatched(void *handle, int ta, int tb, int m, int n, int k, const float *alpha, const float *a, int lda, long long sa,
+                                 const float *b, int ldb, long long sb, const float *beta, float *c, int ldc, long long sc, int batch) {
+    for (int i = 0; i < batch; i++) {
+        int done = cublasSgemm_v2(handle, ta, tb, m, n, k, alpha, a + i * sa, lda, b + i * sb, ldb, beta, c + i * sc, ldc);
+        if (done != OK) return done;
+    }
+    return OK;
+}
+DRIVER cublasDgemm_v2() { return BLAS_NOT_SUPPORTED; }
+DRIVER cublasDgemmStridedBatched() { return BLAS_NOT_SUPPORTED; }
+DRIVER cublasSgemv_v2() { return BLAS_NOT_SUPPORTED; }
+DRIVER cublasDgemv_v2() { return BLAS_NOT_SUPPORTED; }
+DRIVER cublasGemmEx() { return BLAS_NOT_SUPPORTED; }
+DRIVER cublasGemmStridedBatchedEx() { return BLAS_NOT_SUPPORTED; }
