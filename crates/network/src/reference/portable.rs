@@ -35,6 +35,8 @@ fn learn(network: &Network, input: &[f32], labels: &[u32]) -> (f32, Vec<Vec<f32>
 
 /// Two ways of one sum in f32 differ by this much, beside the largest of their kind.
 const TOLERANCE: f32 = 2e-3;
+/// And by this much where all of their kind are small.
+const ROUNDING: f32 = 2e-4;
 
 fn check(case: &Case) -> Result<(), TestCaseError> {
     let (engine, portable, input, labels) = (case.network(), portable(case), case.input(), case.labels());
@@ -43,6 +45,8 @@ fn check(case: &Case) -> Result<(), TestCaseError> {
     let expected = cross_entropy(&logits(&case.architecture, &engine.reference_weights(), &exact), &labels);
     prop_assert!((f64::from(loss) - expected).abs() < 1e-3 * expected.max(1.0), "a loss of {loss} for {expected}");
     let expected = gradients(&engine, &input, &labels);
+    // A norm magnifies a channel that hardly varies by up to 300, and with it the rounding of sums that are zero in truth.
+    let rounding = if has_norm(&case.architecture.layers) { 10.0 * ROUNDING } else { ROUNDING };
     for ((parameter, found), expected) in engine.parameters.iter().zip(&found).zip(&expected) {
         if parameter.is_frozen {
             continue;
@@ -51,7 +55,7 @@ fn check(case: &Case) -> Result<(), TestCaseError> {
         let largest = expected.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
         for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
             let differs = (found - expected).abs();
-            prop_assert!(differs <= 2e-4 + TOLERANCE * largest, "{} [{index}]: {found} for {expected}", parameter.name);
+            prop_assert!(differs <= rounding + TOLERANCE * largest, "{} [{index}]: {found} for {expected}", parameter.name);
         }
     }
     let (found, expected) = (portable.logits(Input::Floats(&input)).unwrap(), engine.logits(Input::Floats(&input)).unwrap());
