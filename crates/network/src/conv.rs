@@ -438,7 +438,7 @@ impl Conv {
         let len = self.output_len();
         let count = results.output.len() / len;
         let part = |all: usize, range: &Range<usize>| if all == 0 { 0..0 } else { range.clone() };
-        for tile in self.whole_images(count) {
+        for tile in self.whole_images(count, CHUNK) {
             let staged = self.staged(input, tile, &mut scratch.image);
             let range = tile.image * len..(tile.image + tile.images) * len;
             let (befores, winners) = (part(results.before.len(), &range), part(results.winners.len(), &range));
@@ -515,9 +515,10 @@ impl Conv {
         Conv { out_height: rows, padded_height: (rows * self.pool - 1) * self.stride + self.rows, ..self.clone() }
     }
 
-    /// As many images at once as the second-level cache holds with their borders; their weights pass through it once.
-    fn whole_images(&self, count: usize) -> impl Iterator<Item = Tile> + use<> {
-        let most = (TILE_BYTES / (self.padded_len() * size_of::<f32>())).clamp(1, CHUNK);
+    /// As many images at once as the second-level cache holds with their borders, and no more than `most`; their weights pass through
+    /// it once.
+    fn whole_images(&self, count: usize, most: usize) -> impl Iterator<Item = Tile> + use<> {
+        let most = (TILE_BYTES / (self.padded_len() * size_of::<f32>())).clamp(1, most);
         let rows = self.computed().0;
         (0..count).step_by(most).map(move |image| Tile { image, images: most.min(count - image), row: 0, rows })
     }
@@ -624,7 +625,7 @@ impl Conv {
 
     fn weights_directly(&self, input: View<'_>, gradient: &[f32], sums: &mut Sums<'_>, scratch: &mut Scratch) {
         let len = self.output_len();
-        for tile in self.whole_images(gradient.len() / len) {
+        for tile in self.whole_images(gradient.len() / len, CHUNK) {
             let staged = self.staged(input, tile, &mut scratch.image);
             let gradient = &gradient[tile.image * len..(tile.image + tile.images) * len];
             direct::add_weights_gradient(self, staged, gradient, &mut sums.partial.weights);
@@ -646,7 +647,7 @@ impl Conv {
             return winograd::forward(&turned, turned_weights, &no_bias, gradient, 0..turned.grid().0, &mut results, scratch);
         }
         let len = self.input_len();
-        for tile in turned.whole_images(out.len() / len) {
+        for tile in turned.whole_images(out.len() / len, CHUNK) {
             let staged = turned.staged(View::Floats(gradient), tile, &mut scratch.gradient);
             let output = &mut out[tile.image * len..(tile.image + tile.images) * len];
             direct::forward(&turned, turned_weights, &no_bias, staged, &mut Results { output, before: &mut [], winners: &mut [] });

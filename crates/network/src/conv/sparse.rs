@@ -12,6 +12,7 @@ use std::ops::Range;
 
 use super::{Conv, Kept, Sums};
 use crate::{
+    partition::CHUNK,
     scratch::{Aligned, Scratch, is_aligned, sized},
     simd::{add_rows, for_each_level, multiply_add},
 };
@@ -91,6 +92,10 @@ impl Conv {
     }
 }
 
+/// So many images are taken at once that a filter's list may come to this length: fewer entries are not worth the way of their sum to the
+/// registers and back, more do not fit the first-level cache.
+const ENTRIES: usize = 64;
+
 pub(super) fn backward(
     conv: &Conv,
     weights_by_filter: &[f32],
@@ -102,7 +107,8 @@ pub(super) fn backward(
     let Scratch { image: buffer, columns, gradient: padded, lists, .. } = scratch;
     let (output_len, input_len) = (conv.output_len(), conv.input_len());
     add_rows(gradient, &mut sums.partial.bias);
-    for tile in conv.whole_images(gradient.len() / output_len) {
+    let together = ENTRIES.div_ceil(conv.out_height * conv.out_width).min(CHUNK);
+    for tile in conv.whole_images(gradient.len() / output_len, together) {
         let mut staged = conv.staged(kept.input, tile, buffer);
         if conv.overreaches() || !is_aligned(staged) {
             let longer = sized(columns, staged.len() + LANES);
