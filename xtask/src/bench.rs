@@ -214,8 +214,12 @@ fn median(mut measure: impl FnMut() -> Result<f64, u8>) -> Result<f64, u8> {
 
 /// The number after the last `key` in JSON; enough for our own last line, without a parser.
 fn field(json: &str, key: &str) -> Option<f64> {
-    let rest = &json[json.rfind(key)? + key.len()..];
-    rest.split([',', '}']).next()?.trim().parse().ok()
+    number(&json[json.rfind(key)? + key.len()..])
+}
+
+/// The number that JSON begins with.
+fn number(json: &str) -> Option<f64> {
+    json.split([',', '}']).next()?.trim().parse().ok()
 }
 
 fn scratch(name: &str) -> Result<PathBuf, u8> {

@@ -53,13 +53,13 @@ impl BatchNorm {
         (RANGE / self.channels).max(1) * self.channels
     }
 
-    /// Normalises with the running statistics, in place.
-    pub(crate) fn infer(&self, scale: &[f32], shift: &[f32], running: &Running, values: &mut [f32]) {
+    /// Normalises with the running statistics.
+    pub(crate) fn infer(&self, scale: &[f32], shift: &[f32], running: &Running, values: &[f32], output: &mut [f32]) {
         let factor: Vec<f32> =
             running.variance.iter().zip(scale).map(|(variance, scale)| scale / (variance + self.epsilon).sqrt()).collect();
         let offset: Vec<f32> = running.mean.iter().zip(&factor).zip(shift).map(|((mean, factor), shift)| shift - mean * factor).collect();
-        affine_in_place(values, &factor, &offset);
-        self.activation.apply(values);
+        affine(values, &factor, &offset, output);
+        self.activation.apply(output);
     }
 
     /// Two sums a channel over all pixels: `add` gives those of one of the parts. In a fixed order, in f64.
@@ -228,18 +228,6 @@ for_each_level! {
         for (pixel, out) in values.chunks_exact(channels).zip(out.chunks_exact_mut(channels)) {
             for c in 0..channels {
                 out[c] = multiply_add::<FMA>(pixel[c], factor[c], offset[c]);
-            }
-        }
-    }
-}
-
-for_each_level! {
-    fn affine_in_place(values: &mut [f32], factor: &[f32], offset: &[f32]) {
-        let channels = factor.len();
-        let offset = &offset[..channels];
-        for pixel in values.chunks_exact_mut(channels) {
-            for c in 0..channels {
-                pixel[c] = multiply_add::<FMA>(pixel[c], factor[c], offset[c]);
             }
         }
     }

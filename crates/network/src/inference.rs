@@ -114,10 +114,6 @@ impl Network {
             let size = pass.count * placed.output_len;
             match (&placed.block, len) {
                 (Block::Dropout(_), _) => {}
-                (Block::BatchNorm(norm), Some(len)) => {
-                    let (scale, shift) = self.values(pass.cursor);
-                    norm.infer(scale, shift, &self.running[pass.cursor.running], sized(&mut buffers.current, len));
-                }
                 (Block::Residual(residual), Some(len)) => self.infer_residual(residual, (len, size), buffers, pass),
                 _ => {
                     let Buffers { current, next, .. } = buffers;
@@ -158,7 +154,11 @@ impl Network {
             }
             (Block::Dense(dense), View::Floats(input)) => dense.forward(&self.weighted(placed, cursor), input, output, &mut []),
             (Block::Pool(pool), View::Floats(input)) => pool.forward(input, output, &mut []),
-            // Norms work in place and dropout does nothing; pixels were converted before any other first layer.
+            (Block::BatchNorm(norm), View::Floats(input)) => {
+                let (scale, shift) = self.values(cursor);
+                norm.infer(scale, shift, &self.running[cursor.running], input, output);
+            }
+            // Dropout does nothing; pixels were converted before any other first layer.
             _ => unreachable!("only convolutions read pixels"),
         }
     }

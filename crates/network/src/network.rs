@@ -270,31 +270,36 @@ impl Network {
         step: u64,
         options: &LossOptions,
     ) -> Result<(StepReport, Vec<Vec<f32>>), NetworkError> {
-        if let Some(accelerator) = &self.accelerator {
-            let (input, labels) = (batch.input.to_values(), batch.labels.to_vec());
-            let lesson = Lesson { input, labels, options: options.clone(), seed: self.seed, step };
-            let learnt = accelerator.learn(self.state(), lesson)?;
-            self.note(&learnt.statistics);
-            let gradients = learnt.gradients.into_iter().zip(&self.parameters);
-            let gradients = gradients.map(|(gradient, parameter)| if parameter.is_frozen { Vec::new() } else { gradient }).collect();
-            return Ok((learnt.report, gradients));
-        }
+        let (report, mut gradients, statistics) = match &self.accelerator {
+            Some(accelerator) => {
+                let (input, labels) = (batch.input.to_values(), batch.labels.to_vec());
+                let learnt = accelerator.learn(self.state(), Lesson { input, labels, options: options.clone(), seed: self.seed, step })?;
+                (learnt.report, learnt.gradients, learnt.statistics)
+            }
+            None => self.gradients_here(batch, examples, step, options)?,
+        };
+        self.running.iter_mut().zip(&statistics).for_each(|(running, (batch, momentum))| running.update(batch, *momentum));
+        gradients.iter_mut().zip(&self.parameters).filter(|(_, parameter)| parameter.is_frozen).for_each(|(gradient, _)| gradient.clear());
+        Ok((report, gradients))
+    }
+
+    /// The same on this processor, also of frozen parameters, with the statistics of each batch norm.
+    fn gradients_here(
+        &self,
+        batch: Batch<'_>,
+        examples: usize,
+        step: u64,
+        options: &LossOptions,
+    ) -> Result<(StepReport, Vec<Vec<f32>>, Statistics), NetworkError> {
         let (flow, tape, statistics) = self.forward_op(batch.input, examples, step)?;
         let (loss, report) = loss::forward_op(&flow, batch.labels, options, &self.device, tape)?;
         let mut grads = loss.try_backward()?;
         drop(flow);
         let mut gradients = Vec::with_capacity(self.parameters.len());
         for parameter in &self.parameters {
-            let gradient = std::mem::take(&mut **grads.get_or_alloc_mut(&parameter.tensor)?);
-            gradients.push(if parameter.is_frozen { Vec::new() } else { gradient });
+            gradients.push(std::mem::take(&mut **grads.get_or_alloc_mut(&parameter.tensor)?));
         }
-        self.note(&statistics);
-        Ok((report, gradients))
-    }
-
-    /// Moves the running statistics towards those of a batch.
-    fn note(&mut self, statistics: &Statistics) {
-        self.running.iter_mut().zip(statistics).for_each(|(running, (batch, momentum))| running.update(batch, *momentum));
+        Ok((report, gradients, statistics))
     }
 
     /// What an accelerator has to know.

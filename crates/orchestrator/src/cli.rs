@@ -303,6 +303,15 @@ pub enum CatchUp {
     Once,
 }
 
+/// How starts are spread.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Spread {
+    /// Starts each run later than it is due by a part of this span, so that not all start at once: 30s, 5m. In a crontab the part is always
+    /// the same for a pipeline; else it is drawn anew each time
+    #[arg(long, value_name = "SPAN", default_value = "0s", value_parser = crate::span::parse)]
+    pub jitter: std::time::Duration,
+}
+
 /// What `schedule` does.
 #[derive(Debug, Subcommand)]
 pub enum ScheduleVerb {
@@ -311,10 +320,9 @@ pub enum ScheduleVerb {
         /// The pipeline files
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
-        /// Starts runs later than they are due by a part of this span, so that not all start at once: 30s, 5m. In a crontab the part is
-        /// always the same for a pipeline; systemd draws it anew each time
-        #[arg(long, value_name = "SPAN", default_value = "0s", value_parser = crate::span::parse)]
-        jitter: std::time::Duration,
+        /// How starts are spread.
+        #[command(flatten)]
+        spread: Spread,
     },
     /// Puts pipelines into your crontab, each in a block of its own; again replaces it
     Install {
@@ -324,10 +332,9 @@ pub enum ScheduleVerb {
         /// As systemd user timers
         #[arg(long)]
         systemd: bool,
-        /// Starts runs later than they are due by a part of this span, so that not all start at once: 30s, 5m. In a crontab the part is
-        /// always the same for a pipeline; systemd draws it anew each time
-        #[arg(long, value_name = "SPAN", default_value = "0s", value_parser = crate::span::parse)]
-        jitter: std::time::Duration,
+        /// How starts are spread.
+        #[command(flatten)]
+        spread: Spread,
     },
     /// Lists the pipelines in your crontab and among systemd's user timers
     List,
@@ -345,8 +352,8 @@ pub enum ScheduleVerb {
         /// What becomes of times that passed while nothing looked
         #[arg(long, value_name = "POLICY", default_value = "none")]
         catch_up: CatchUp,
-        /// Starts each run later by a part of this span, so that not all start at once: 30s, 5m
-        #[arg(long, value_name = "SPAN", default_value = "0s", value_parser = crate::span::parse)]
-        jitter: std::time::Duration,
+        /// How starts are spread.
+        #[command(flatten)]
+        spread: Spread,
     },
 }

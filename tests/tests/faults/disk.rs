@@ -129,13 +129,13 @@ impl Library {
     fn disturb(&self, scratch: &Scratch, args: &[&str], fault: Fault) -> Result<(Said, Page), String> {
         let file = scratch.write("page", [0; 4096]);
         let mut command = scratch.command(args);
-        command.env("LD_PRELOAD", self.library()).env("FAULT_UNDER", real(&scratch.store())).env("FAULT_PAGE", &file);
+        command.env("LD_PRELOAD", self.shared_object()).env("FAULT_UNDER", real(&scratch.store())).env("FAULT_PAGE", &file);
         command.env("FAULT_AT", fault.at.to_string()).env("FAULT_ERRNO", fault.error.0.to_string());
         command.env("FAULT_LASTING", i32::from(fault.lasting).to_string());
         Ok((finish(command), Page::read(&file)))
     }
 
-    fn library(&self) -> PathBuf {
+    fn shared_object(&self) -> PathBuf {
         self.folder.path().join("disk.so")
     }
 }

@@ -2,7 +2,7 @@
 
 use std::env;
 
-use super::{Done, episteme, field, remove, scratch, timed};
+use super::{Done, episteme, field, number, output, remove, scratch};
 
 /// What is measured unless pipelines are named, the longest last.
 const RECIPES: [&str; 4] =
@@ -24,17 +24,15 @@ pub(super) fn recipes(named: &[String]) -> Done {
         let mut accuracies = Vec::new();
         for seed in SEEDS {
             let set = format!("stages.model.seed={seed}");
-            let (_, said) = timed(episteme(&store).args(["run", file, "--json", "--set", &set]))?;
-            let end = said.lines().last().unwrap_or_default();
-            let model = end.split("\"name\":\"model\"").nth(1).unwrap_or_default();
-            // Of the model's own, the first of each.
-            let own =
-                |key: &str| model.split(key).nth(1).and_then(|rest| rest.split([',', '}']).next()?.parse::<f64>().ok()).unwrap_or_default();
-            let accuracy = 100.0 * field(end, "\"test.accuracy\":").unwrap_or_default();
-            println!("{name}_seed_{seed}_accuracy {accuracy:.2} percent");
-            println!("{name}_seed_{seed}_training {:.1} s", own("\"seconds\":"));
-            println!("{name}_seed_{seed}_memory {:.0} MB", own("\"peak_memory\":") / 1e6);
-            accuracies.push(accuracy);
+            let said = output(episteme(&store).args(["run", file, "--json", "--set", &set]))?;
+            let Some(trial) = Trial::read(said.lines().last().unwrap_or_default()) else {
+                eprintln!("{file}: the run has no stage `model`, or no `test.accuracy`");
+                return Err(1);
+            };
+            println!("{name}_seed_{seed}_accuracy {:.2} percent", trial.accuracy);
+            println!("{name}_seed_{seed}_training {:.1} s", trial.seconds);
+            println!("{name}_seed_{seed}_memory {:.0} MB", trial.memory / 1e6);
+            accuracies.push(trial.accuracy);
         }
         let mean = accuracies.iter().sum::<f64>() / accuracies.len() as f64;
         let squares: f64 = accuracies.iter().map(|accuracy| (accuracy - mean).powi(2)).sum();
@@ -42,4 +40,24 @@ pub(super) fn recipes(named: &[String]) -> Done {
         println!("{name}_accuracy_deviation {:.2} percent", (squares / (accuracies.len() - 1) as f64).sqrt());
     }
     remove(&store)
+}
+
+/// What one run came to.
+struct Trial {
+    /// Of the test set, percent.
+    accuracy: f64,
+    /// Wall clock and peak bytes of the stage `model`.
+    seconds: f64,
+    memory: f64,
+}
+
+impl Trial {
+    /// From the last line of a run.
+    fn read(end: &str) -> Option<Self> {
+        let model = end.split("\"name\":\"model\"").nth(1)?;
+        // The model's own come before those of the stages behind it.
+        let own = |key: &str| number(model.split(key).nth(1)?);
+        let accuracy = 100.0 * field(end, "\"test.accuracy\":")?;
+        Some(Self { accuracy, seconds: own("\"seconds\":")?, memory: own("\"peak_memory\":")? })
+    }
 }

@@ -22,13 +22,13 @@ use crate::{Failure, schedule};
 /// When a pipeline is wrong or has no schedule, or `crontab` or `systemctl` fails.
 pub fn act(global: &Global, verb: &ScheduleVerb) -> Result<u8, Failure> {
     match verb {
-        ScheduleVerb::Print { files, jitter } => print(global, files, *jitter),
-        ScheduleVerb::Install { files, systemd, jitter } => install(global, files, *systemd, *jitter),
+        ScheduleVerb::Print { files, spread } => print(global, files, spread.jitter),
+        ScheduleVerb::Install { files, systemd, spread } => install(global, files, *systemd, spread.jitter),
         ScheduleVerb::List => list(global),
         ScheduleVerb::Remove { what } => remove(global, what),
-        ScheduleVerb::Run { files, catch_up, jitter } => {
+        ScheduleVerb::Run { files, catch_up, spread } => {
             let store = ObjectStore::open(&global.store)?;
-            let jobs = jobs(global, &store, files, *jitter)?.into_iter().map(|(_, job)| job).collect();
+            let jobs = jobs(global, &store, files, spread.jitter)?.into_iter().map(|(_, job)| job).collect();
             let stop = stop_flag().doing(|| "installing the signal handlers".into())?;
             Scheduler::new(&store, jobs, *catch_up)?.run(&|| stop.load(Ordering::Relaxed))?;
             Ok(INTERRUPTED)
