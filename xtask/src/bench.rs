@@ -16,7 +16,7 @@ use super::{Done, binary, build, output, root};
 
 /// Runs the benchmark of this name.
 pub(super) fn bench(args: &[String]) -> Done {
-    build(&["--package", "episteme-orchestrator"])?;
+    build(&["--package", "episteme"])?;
     match args.first().map(String::as_str) {
         Some("learn") => learn(),
         Some("mnist") => mnist(),

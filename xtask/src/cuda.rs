@@ -69,7 +69,7 @@ impl Options {
 /// Builds `target/cuda/release/episteme` and says what it needs where it will run.
 fn build(options: &Options) -> Done {
     let toolkit = Toolkit::get(options.toolkit.as_deref(), &folder())?;
-    let arguments = ["build", "--release", "--package", "episteme-orchestrator", "--bin", "episteme", "--features", "cuda"];
+    let arguments = ["build", "--release", "--package", "episteme", "--bin", "episteme", "--features", "cuda"];
     run(with(&toolkit, options).args(arguments))?;
     report(&folder().join("release/episteme"), options)
 }

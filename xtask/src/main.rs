@@ -53,7 +53,7 @@ type Done = Result<(), u8>;
 
 /// Builds what is needed and becomes `episteme`.
 fn pipeline(args: &[String]) -> Done {
-    build(&["--package", "episteme-orchestrator"])?;
+    build(&["--package", "episteme"])?;
     run(Command::new(binary("episteme")).args(args))
 }
 
@@ -88,7 +88,7 @@ fn docs() -> Done {
 
 /// The reference as the config types have it now.
 fn reference() -> Result<String, u8> {
-    build(&["--package", "episteme-orchestrator"])?;
+    build(&["--package", "episteme"])?;
     output(Command::new(binary("episteme")).args(["stages", "--markdown"]))
 }
 

@@ -17,4 +17,4 @@ pub use predict::{Predict, Scope};
 pub use report::Report;
 
 /// The stages of this crate.
-pub const STAGES: &[StageType] = &[StageType::of::<Predict>(), StageType::of::<Report>()];
+pub static STAGES: &[StageType] = &[StageType::of::<Predict>(), StageType::of::<Report>()];

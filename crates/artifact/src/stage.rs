@@ -199,8 +199,9 @@ impl dyn AnyStage + '_ {
 /// Reads a config from TOML, or gives every problem with it.
 pub type FromToml = fn(Spanned<DeTable<'_>>) -> Result<Box<dyn AnyStage>, Vec<ConfigProblem>>;
 
-/// A stage type in a crate's list: `pub const STAGES: &[StageType] = &[StageType::of::<Idx>(), …]`.
-#[derive(Clone, Copy)]
+/// A stage type in a crate's list: `pub static STAGES: &[StageType] = &[StageType::of::<Idx>(), …]`. A `const` would be compiled anew in
+/// every binary that names it, with all that reading a config from TOML and JSON takes.
+#[derive(Debug, Clone, Copy)]
 pub struct StageType {
     /// As [`Stage::USES`].
     pub uses: &'static str,

@@ -18,4 +18,4 @@ pub use http::{Http, Pinned};
 pub use synthetic::Synthetic;
 
 /// The stages of this crate.
-pub const STAGES: &[StageType] = &[StageType::of::<Synthetic>(), StageType::of::<Http>(), StageType::of::<Files>()];
+pub static STAGES: &[StageType] = &[StageType::of::<Synthetic>(), StageType::of::<Http>(), StageType::of::<Files>()];

@@ -23,4 +23,4 @@ pub use model::{Epoch, MODEL_FILE, Model, WEIGHTS_FILE};
 pub use schedule::Schedule;
 
 /// The stages of this crate.
-pub const STAGES: &[StageType] = &[StageType::of::<Classifier>()];
+pub static STAGES: &[StageType] = &[StageType::of::<Classifier>()];

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use artifact::StageType;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::pipeline::needs;
@@ -51,6 +52,9 @@ pub struct Global {
     /// Colours: when standard output is a terminal and NO_COLOR is not set, always, or never
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
     pub color: Color,
+    /// The stage types there are: no option, but as widely asked for as if it were.
+    #[arg(skip)]
+    pub types: Vec<StageType>,
 }
 
 fn set(text: &str) -> Result<String, String> {

@@ -13,7 +13,7 @@ use crate::pipeline::needs::Needs;
 use crate::plan::{Plan, Planned};
 use crate::record::{PlanRecord, RunRecord};
 use crate::rules::Rules;
-use crate::{Failure, made, registry, resolve, verbs};
+use crate::{Failure, made, resolve, verbs};
 
 /// Runs a recorded run again and compares what every stage gives.
 ///
@@ -28,7 +28,7 @@ pub fn reproduce(global: &Global, what: &str) -> Result<u8, Failure> {
         let error = StageError::new(format!("the plan of {} was not recorded", before.run)).at(folder.display());
         return Err(Failure::Asked(error.help("an older version of episteme ran it: run the pipeline once more, and reproduce that")));
     };
-    let plan = again(record, &registry::stages()).map_err(Failure::Asked)?;
+    let plan = again(record, &global.types).map_err(Failure::Asked)?;
     let warnings = changed_since(&plan, record, &verbs::settings(global, &plan))?;
     if !global.json {
         warnings.iter().for_each(|warning| anstream::eprintln!("note: {warning}"));

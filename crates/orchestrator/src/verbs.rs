@@ -24,8 +24,8 @@ use crate::rules::alerts::Alarm;
 use crate::rules::secret::Redacting;
 use crate::run::{Options, Run};
 use crate::{
-    Failure, busy, child, diff, document, gc, graph, guard, log, manual, memory, record, reference, registry, reproduce, resolve, schedule,
-    show, tagging, verify, why,
+    Failure, busy, child, diff, document, gc, graph, guard, log, manual, memory, record, reference, reproduce, resolve, schedule, show,
+    tagging, verify, why,
 };
 
 /// Does what was asked; the exit code.
@@ -48,7 +48,7 @@ pub fn act(cli: Cli) -> Result<u8, Failure> {
         Verb::Completions { shell } => Ok(manual::completions(*shell)),
         Verb::Man { verb, to } => manual::man(verb.as_deref(), to.as_deref()),
         Verb::Stages { uses, markdown } => stages(global, uses.as_deref(), *markdown),
-        Verb::Schema { of: SchemaOf::Pipeline } => print_json(&reference::schema(&registry::stages())),
+        Verb::Schema { of: SchemaOf::Pipeline } => print_json(&reference::schema(&global.types)),
         Verb::Schema { of: SchemaOf::Output } => print_json(&document::schema()),
         Verb::Schedule { verb } => schedule::act::act(global, verb),
         Verb::Gc { keep, older_than, dry_run } => collect_garbage(global, &gc::Policy { keep: *keep, older_than: *older_than }, *dry_run),
@@ -65,15 +65,15 @@ pub fn act(cli: Cli) -> Result<u8, Failure> {
         Verb::Stage { parent: Some(parent), .. } if !child::die_with(*parent) => Ok(INTERRUPTED),
         Verb::Stage { spec, memory, .. } => {
             memory.map(memory::limit);
-            Ok(run_spec_file(spec, &registry::stages(), &JsonLines::new(std::io::stdout())))
+            Ok(run_spec_file(spec, &global.types, &JsonLines::new(std::io::stdout())))
         }
     }
 }
 
 /// Reads a pipeline file and puts it in order.
 pub fn load(global: &Global, file: &Path) -> Result<Plan, Failure> {
-    let types = registry::stages();
-    Ok(Plan::new(Pipeline::load(file, Given { sets: &global.sets, params: &global.params }, &types)?, &types)?)
+    let types = &global.types;
+    Ok(Plan::new(Pipeline::load(file, Given { sets: &global.sets, params: &global.params }, types)?, types)?)
 }
 
 /// What every stage of a run is told.
@@ -266,7 +266,7 @@ fn graph_verb(global: &Global, file: &Path, format: GraphFormat) -> Result<u8, F
 }
 
 fn stages(global: &Global, uses: Option<&str>, markdown: bool) -> Result<u8, Failure> {
-    let types = registry::stages();
+    let types = &global.types;
     if global.json && uses.is_none_or(|uses| types.iter().any(|kind| kind.uses == uses)) {
         let wanted = types.iter().filter(|kind| uses.is_none_or(|uses| kind.uses == uses));
         let told = wanted.map(|kind| {
@@ -276,7 +276,7 @@ fn stages(global: &Global, uses: Option<&str>, markdown: bool) -> Result<u8, Fai
         return print_document(&Document::Stages { stages: told.collect() });
     }
     match uses {
-        None if markdown => anstream::print!("{}", reference::markdown(&types)),
+        None if markdown => anstream::print!("{}", reference::markdown(types)),
         None => {
             let width = types.iter().map(|kind| kind.uses.len()).max().unwrap_or_default();
             types.iter().for_each(|kind| anstream::println!("{:<width$}  {} → {}", kind.uses, kind.summary, kind.gives));

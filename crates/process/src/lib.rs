@@ -30,4 +30,4 @@ pub use split::SplitFractions;
 pub use table_config::Table;
 
 /// The stages of this crate.
-pub const STAGES: &[StageType] = &[StageType::of::<Images>(), StageType::of::<Table>()];
+pub static STAGES: &[StageType] = &[StageType::of::<Images>(), StageType::of::<Table>()];

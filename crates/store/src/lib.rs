@@ -33,7 +33,7 @@ mod testing;
 use artifact::StageType;
 
 /// The stages of this crate.
-pub const STAGES: &[StageType] = &[
+pub static STAGES: &[StageType] = &[
     StageType::of::<idx::Idx>(),
     StageType::of::<image_folder::ImageFolder>(),
     StageType::of::<csv::Csv>(),

@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn no_stage_type_has_a_key_of_the_orchestrators() {
-        for kind in crate::registry::stages() {
+        for kind in crate::every_stage_type() {
             let schema = (kind.schema)().to_value();
             for key in KEYS.into_iter().chain(["matrix", "uses"]) {
                 assert!(schema["properties"].get(key).is_none(), "`{}` has a key `{key}` of its own", kind.uses);

@@ -2,11 +2,11 @@
 //! What users see of their mistakes.
 
 use super::*;
+use crate::every_stage_type;
 use crate::plan::Plan;
-use crate::registry;
 
 fn plan(text: &str, sets: &[&str]) -> Result<Plan, Problems> {
-    let types = registry::stages();
+    let types = every_stage_type();
     let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
     Plan::new(Pipeline::parse(Path::new("p.toml"), text.to_owned(), Given { sets: &sets, params: &[] }, &types), &types)
 }

@@ -1,4 +1,4 @@
-//! `episteme`: plans, caches and runs pipelines that one TOML file declares.
+//! Plans, caches and runs pipelines that one TOML file declares, over the stage types that it is given.
 
 mod begun;
 mod budget;
@@ -23,7 +23,6 @@ mod plan;
 mod problem;
 mod record;
 mod reference;
-mod registry;
 mod render;
 mod reproduce;
 mod resolve;
@@ -43,15 +42,12 @@ mod why;
 
 use std::process::ExitCode;
 
-/// A training step takes and frees the same buffers again and again: keep them, rather than ask the kernel anew.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-use artifact::StageError;
 use artifact::worker::{FAILED, INTERRUPTED, WRONG};
+use artifact::{StageError, StageType};
 use clap::Parser;
 
 use crate::cli::{Cli, Color};
+use crate::command::Command;
 use crate::document::Document;
 use crate::problem::Problems;
 
@@ -80,8 +76,16 @@ impl From<StageError> for Failure {
     }
 }
 
-fn main() -> ExitCode {
-    let cli = Cli::parse();
+/// Of no step of the way in particular: any program.
+static COMMAND: &[StageType] = &[StageType::of::<Command>()];
+
+/// The whole of `episteme`, with the stage types of these crates, in the order of the way, and `command`.
+///
+/// The exit code is 0 when all is done, 1 when a stage failed, 2 when the pipeline or the command line is wrong, 3 when another run
+/// is at it, 130 when it was interrupted.
+pub fn main(stages: &[&[StageType]]) -> ExitCode {
+    let mut cli = Cli::parse();
+    cli.global.types = [stages, &[COMMAND]].concat().concat();
     // What `run` prints are the events of a run: of one that never began, there are none.
     let json = cli.global.json && !matches!(cli.verb, cli::Verb::Run { .. });
     match cli.global.color {
@@ -138,4 +142,10 @@ impl Failure {
 /// Source, caret and help for everything that is wrong with a pipeline file.
 fn report(problems: Problems) {
     anstream::eprintln!("{:?}", miette::Report::new(problems));
+}
+
+/// What the tests plan with.
+#[cfg(test)]
+fn every_stage_type() -> Vec<StageType> {
+    [collect::STAGES, store::STAGES, process::STAGES, learn::STAGES, apply::STAGES, COMMAND].concat()
 }
