@@ -48,18 +48,32 @@ impl Running {
     }
 }
 
+/// A batch norm at inference: `activation(value * factor + offset)`, by channel.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Affine {
+    pub(crate) factor: Vec<f32>,
+    pub(crate) offset: Vec<f32>,
+    pub(crate) activation: Activation,
+}
+
+impl Affine {
+    pub(crate) fn apply(&self, values: &[f32], output: &mut [f32]) {
+        affine(values, &self.factor, &self.offset, output);
+        self.activation.apply(output);
+    }
+}
+
 impl BatchNorm {
     fn range(&self) -> usize {
         (RANGE / self.channels).max(1) * self.channels
     }
 
-    /// Normalises with the running statistics.
-    pub(crate) fn infer(&self, scale: &[f32], shift: &[f32], running: &Running, values: &[f32], output: &mut [f32]) {
+    /// What it does with the running statistics.
+    pub(crate) fn affine(&self, scale: &[f32], shift: &[f32], running: &Running) -> Affine {
         let factor: Vec<f32> =
             running.variance.iter().zip(scale).map(|(variance, scale)| scale / (variance + self.epsilon).sqrt()).collect();
-        let offset: Vec<f32> = running.mean.iter().zip(&factor).zip(shift).map(|((mean, factor), shift)| shift - mean * factor).collect();
-        affine(values, &factor, &offset, output);
-        self.activation.apply(output);
+        let offset = running.mean.iter().zip(&factor).zip(shift).map(|((mean, factor), shift)| shift - mean * factor).collect();
+        Affine { factor, offset, activation: self.activation }
     }
 
     /// Two sums a channel over all pixels: `add` gives those of one of the parts. In a fixed order, in f64.

@@ -1,19 +1,23 @@
 //! Inference: no tape, a few examples at a time through the whole network on one thread.
 
+mod steps;
+
 use std::{cell::RefCell, mem};
 
 use rayon::prelude::*;
 
 use crate::{
-    conv::{Results, Weighted},
+    conv::Results,
     error::NetworkError,
     examples::{Input, View},
     loss::{self, LossOptions, StepReport},
     network::{Batch, Cursor, Network},
-    plan::{Block, Placed},
-    residual::Residual,
+    residual,
     scratch::{self, Scratch, sized},
 };
+use steps::Kind;
+
+pub(crate) use steps::Step;
 
 /// Examples that one thread takes through the network at once: few enough that they stay in its cache.
 const EXAMPLES: usize = 16;
@@ -40,7 +44,8 @@ fn with_buffers(work: impl FnOnce(&mut Buffers, &mut Scratch)) {
 /// A few examples on their way through the layers.
 struct Pass<'a> {
     count: usize,
-    cursor: Cursor,
+    /// Of the network's input.
+    channels: usize,
     scratch: &'a mut Scratch,
 }
 
@@ -95,82 +100,67 @@ impl Network {
         Ok(loss::cross_entropy(&self.logits(batch.input)?, batch.labels, options, None))
     }
 
+    /// What inference computes, made when first asked for after a change of the weights.
+    pub(crate) fn steps(&self) -> &[Step] {
+        self.steps.get_or_init(|| self.steps_of(&self.blocks, &mut Cursor::default()))
+    }
+
     /// The logits of a few examples on one thread, or of one on all.
     fn infer(&self, input: View<'_>, count: usize, out: &mut [f32], buffers: &mut Buffers, scratch: &mut Scratch) {
-        let mut pass = Pass { count, cursor: Cursor::default(), scratch };
-        self.infer_blocks(&self.blocks, input, buffers, &mut pass);
+        let mut pass = Pass { count, channels: self.architecture().input.channels(), scratch };
+        pass.steps(self.steps(), input, buffers);
         out.copy_from_slice(sized(&mut buffers.current, out.len()));
     }
+}
 
-    /// Takes examples through blocks that follow each other; the result, of so many values, is in `buffers.current`.
-    fn infer_blocks(&self, blocks: &[Placed], input: View<'_>, buffers: &mut Buffers, pass: &mut Pass<'_>) -> usize {
-        // Until a layer has written to `current`, the input itself is what the next layer reads.
+impl Pass<'_> {
+    /// Takes the examples through steps that follow each other; the result is in `buffers.current`.
+    fn steps(&mut self, steps: &[Step], input: View<'_>, buffers: &mut Buffers) {
+        // Until a step has written to `current`, the input itself is what the next one reads.
         let mut len = None;
-        if !matches!(blocks.first().map(|placed| &placed.block), Some(Block::Conv(_))) {
-            input.write(self.architecture().input.channels(), sized(&mut buffers.current, input.len()));
+        if !matches!(steps.first().map(|step| &step.kind), Some(Kind::Conv(..))) {
+            input.write(self.channels, sized(&mut buffers.current, input.len()));
             len = Some(input.len());
         }
-        for placed in blocks {
-            let size = pass.count * placed.output_len;
-            match (&placed.block, len) {
-                (Block::Dropout(_), _) => {}
-                (Block::Residual(residual), Some(len)) => self.infer_residual(residual, (len, size), buffers, pass),
+        for step in steps {
+            let size = self.count * step.output_len;
+            match (&step.kind, len) {
+                (Kind::Residual { branch, shortcut, activation }, Some(len)) => {
+                    let Buffers { current, next, inner } = &mut *buffers;
+                    let (inner, current) = (inner.get_or_insert_with(Box::default), sized(current, len));
+                    self.steps(branch, View::Floats(current), inner);
+                    mem::swap(next, &mut inner.current);
+                    if !shortcut.is_empty() {
+                        self.steps(shortcut, View::Floats(current), inner);
+                    }
+                    let other = if shortcut.is_empty() { current } else { sized(&mut inner.current, size) };
+                    residual::join(*activation, sized(next, size), other);
+                }
                 _ => {
-                    let Buffers { current, next, .. } = buffers;
+                    let Buffers { current, next, .. } = &mut *buffers;
                     let view = len.map_or(input, |len| View::Floats(sized(current, len)));
-                    self.infer_block(placed, pass.cursor, view, sized(next, size), pass.scratch);
-                    mem::swap(current, next);
+                    self.step(step, view, sized(next, size));
                 }
             }
+            mem::swap(&mut buffers.current, &mut buffers.next);
             len = Some(size);
-            pass.cursor.advance(&placed.block);
         }
-        len.unwrap_or_default()
     }
 
-    /// From `len` values in `buffers.current` to `size` there.
-    fn infer_residual(&self, residual: &Residual, (len, size): (usize, usize), buffers: &mut Buffers, pass: &mut Pass<'_>) {
-        let Buffers { current, next, inner } = buffers;
-        let inner = inner.get_or_insert_with(Box::default);
-        self.infer_blocks(&residual.branch, View::Floats(sized(current, len)), inner, pass);
-        mem::swap(next, &mut inner.current);
-        if residual.shortcut.is_empty() {
-            residual.join(sized(next, size), sized(current, size));
-        } else {
-            self.infer_blocks(&residual.shortcut, View::Floats(sized(current, len)), inner, pass);
-            residual.join(sized(next, size), sized(&mut inner.current, size));
-        }
-        mem::swap(current, next);
-    }
-
-    fn infer_block(&self, placed: &Placed, cursor: Cursor, input: View<'_>, output: &mut [f32], scratch: &mut Scratch) {
-        match (&placed.block, input) {
-            (Block::Conv(conv), input) if output.len() == placed.output_len => {
-                conv.forward_in_bands(&self.weighted(placed, cursor), input, output, scratch);
+    fn step(&mut self, step: &Step, input: View<'_>, output: &mut [f32]) {
+        match (&step.kind, input) {
+            (Kind::Conv(conv, layer), input) if output.len() == step.output_len => {
+                conv.forward_in_bands(&layer.weighted(), input, output, self.scratch);
             }
-            (Block::Conv(conv), input) => {
+            (Kind::Conv(conv, layer), input) => {
                 let mut results = Results { output, before: &mut [], winners: &mut [] };
-                conv.forward(&self.weighted(placed, cursor), input, &mut results, scratch);
+                conv.forward(&layer.weighted(), input, &mut results, self.scratch);
             }
-            (Block::Dense(dense), View::Floats(input)) => dense.forward(&self.weighted(placed, cursor), input, output, &mut []),
-            (Block::Pool(pool), View::Floats(input)) => pool.forward(input, output, &mut []),
-            (Block::BatchNorm(norm), View::Floats(input)) => {
-                let (scale, shift) = self.values(cursor);
-                norm.infer(scale, shift, &self.running[cursor.running], input, output);
-            }
-            // Dropout does nothing; pixels were converted before any other first layer.
+            (Kind::Dense(dense, layer), View::Floats(input)) => dense.forward(&layer.weighted(), input, output, &mut []),
+            (Kind::Pool(pool), View::Floats(input)) => pool.forward(input, output, &mut []),
+            (Kind::Affine(affine), View::Floats(input)) => affine.apply(input, output),
+            // Pixels were converted before any other first step.
             _ => unreachable!("only convolutions read pixels"),
         }
-    }
-
-    /// Weights and bias of the block at the cursor, as its forward pass reads them.
-    fn weighted(&self, placed: &Placed, cursor: Cursor) -> Weighted<'_> {
-        let (weights, bias) = self.values(cursor);
-        Weighted { weights, prepared: self.parameters[cursor.parameter].prepared(&placed.block).values(), bias }
-    }
-
-    /// Weights and bias of the block at the cursor.
-    fn values(&self, cursor: Cursor) -> (&[f32], &[f32]) {
-        (&self.parameters[cursor.parameter].values, &self.parameters[cursor.parameter + 1].values)
     }
 }

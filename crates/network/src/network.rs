@@ -14,6 +14,7 @@ use crate::{
     conv_op,
     error::NetworkError,
     examples::Input,
+    inference::Step,
     init,
     loss::{self, LossOptions, StepReport},
     optimiser::Optimiser,
@@ -104,6 +105,8 @@ pub struct Network {
     pub(crate) parameters: Vec<Parameter>,
     /// The batch norms' running statistics in order.
     pub(crate) running: Vec<Running>,
+    /// What inference computes with these weights and statistics.
+    pub(crate) steps: OnceLock<Vec<Step>>,
     /// What computes in place of this processor.
     pub(crate) accelerator: Option<Accelerator>,
 }
@@ -159,7 +162,8 @@ impl Network {
                 running.push(Running::new(norm.channels));
             }
         }
-        Ok(Network { architecture: architecture.clone(), report, seed, device, blocks, parameters, running, accelerator: None })
+        let (architecture, steps) = (architecture.clone(), OnceLock::new());
+        Ok(Network { architecture, report, seed, device, blocks, parameters, running, steps, accelerator: None })
     }
 
     /// The layers it was made from.
@@ -239,6 +243,7 @@ impl Network {
 
     fn step(&mut self, parts: &[Batch<'_>], optimiser: &mut Optimiser, options: &LossOptions) -> Result<StepReport, NetworkError> {
         let counts = parts.iter().map(|part| self.check_batch(*part, options)).collect::<Result<Vec<_>, _>>()?;
+        self.steps.take();
         let all: usize = counts.iter().sum();
         let mut total = StepReport { loss: 0.0, correct: 0 };
         let mut gradients: Vec<Vec<f32>> = Vec::new();
@@ -407,6 +412,7 @@ impl Network {
     /// If the snapshot is of another architecture.
     pub fn restore(&mut self, snapshot: &Snapshot) -> Result<(), NetworkError> {
         self.check_snapshot(snapshot)?;
+        self.steps.take();
         self.parameters.iter_mut().zip(&snapshot.parameters).for_each(|(parameter, values)| parameter.set(values));
         self.running.clone_from(&snapshot.running);
         Ok(())
@@ -474,7 +480,7 @@ impl Network {
     }
 
     /// The layers that have running statistics.
-    fn norm_layers(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn norm_layers(&self) -> impl Iterator<Item = &str> {
         plan::leaves(&self.blocks)
             .into_iter()
             .filter(|placed| matches!(placed.block, Block::BatchNorm(_)))

@@ -24,13 +24,16 @@ pub(crate) struct Residual {
     pub(crate) activation: Activation,
 }
 
-impl Residual {
-    /// `branch = activation(branch + other)`.
-    pub(crate) fn join(&self, branch: &mut [f32], other: &[f32]) {
+/// `branch = activation(branch + other)`, a piece at a time, which is still in the first-level cache when it is activated.
+pub(crate) fn join(activation: Activation, branch: &mut [f32], other: &[f32]) {
+    const PIECE: usize = 4096;
+    for (branch, other) in branch.chunks_mut(PIECE).zip(other.chunks(PIECE)) {
         add(other, branch);
-        self.activation.apply(branch);
+        activation.apply(branch);
     }
+}
 
+impl Residual {
     /// Joins both ways of a batch and records the backward pass: each way gets the gradient of the sum.
     pub(crate) fn join_op(&self, branch: &Flow, other: &Flow, device: &Cpu, tape: &mut Tape) -> Result<Flow, CpuError> {
         let activation = self.activation;

@@ -51,6 +51,7 @@ impl Network {
         }
         let moments = second_moments(conv, input.view());
         let filters = filters(&moments, conv.patch());
+        self.steps.take();
         self.parameters[0].set(&filters);
         Ok(())
     }
