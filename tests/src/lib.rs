@@ -2,6 +2,8 @@
 //!
 //! The tests drive the binaries as a user would. `cargo xtask test` builds them first; `EPISTEME_BIN` names others.
 
+mod cron;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -176,10 +176,21 @@ fn everything_that_json_prints_fits_the_schema() {
         let said = told(args);
         fits(&args.join(" "), serde_json::from_str(&said.stdout).unwrap_or_else(|error| panic!("{args:?}: {error}: {}", said.stdout)));
     }
+    for args in [
+        &["schedule", "install", "two.toml"][..],
+        &["schedule", "install", "--systemd", "two.toml"],
+        &["schedule", "list"],
+        &["schedule", "remove", "two"],
+        &["schedule", "remove", "two"],
+    ] {
+        let said = scratch.with_cron(&[args, &["--json"]].concat());
+        fits(&args.join(" "), serde_json::from_str(&said.stdout).unwrap_or_else(|error| panic!("{args:?}: {error}: {}", said.stdout)));
+    }
     scratch.write("wrong.toml", TWO.replace("train", "trian"));
     fits("check of what is wrong", serde_json::from_str(&finish(scratch.command(&["check", "wrong.toml", "--json"])).stdout).unwrap());
     let all = "run_started stage_started progress metric log stage_finished stage_failed promotion run_finished alert reproduced plan status \
-               artifact run diff why tagged tags tag tag_removed verify gc graph check stages schedule error";
+               artifact run diff why tagged tags tag tag_removed verify gc graph check stages schedule \
+               schedule_installed schedules schedule_removed error";
     let missing: Vec<&str> = all.split_whitespace().filter(|kind| !seen.contains(*kind)).collect();
     assert_eq!(missing, Vec::<&str>::new());
 }

@@ -1,13 +1,11 @@
-//! What runs do by themselves: promotions, alerts, schedules, retention, lineage events.
+//! What runs do by themselves: promotions, alerts, retention, lineage events.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::process::Command;
 use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use episteme_tests::{Scratch, finish};
 use serde_json::Value;
@@ -162,116 +160,4 @@ fn lineage_events_say_start_and_end_of_the_run_and_of_each_stage() {
     assert!(posted.iter().all(|(head, _)| head.to_lowercase().contains("authorization: bearer token-of-mine")));
     let kinds: Vec<Value> = posted.iter().map(|(_, body)| json(body)["eventType"].clone()).collect();
     assert_eq!(kinds, ["START", "START", "FAIL", "FAIL"]);
-}
-
-// --- schedules ---------------------------------------------------------------------------------------------------------
-
-/// A `crontab` that keeps its table in a file, and a `systemctl` that notes what it was told.
-fn programs(scratch: &Scratch) -> PathBuf {
-    let crontab = "#!/bin/sh\ncd \"$FAKE\"\ncase $1 in -l) [ -f table ] || { echo 'no crontab for me' >&2; exit 1; }; cat table;; -) cat > table;; esac\n";
-    let systemctl = "#!/bin/sh\necho \"$@\" >> \"$FAKE/systemctl\"\n";
-    for (name, text) in [("crontab", crontab), ("systemctl", systemctl)] {
-        let path = scratch.write(&format!("bin/{name}"), text);
-        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("it is ours");
-    }
-    scratch.path().join("bin")
-}
-
-fn scheduled(scratch: &Scratch, args: &[&str]) -> episteme_tests::Said {
-    let bin = programs(scratch);
-    let mut command = scratch.command(args);
-    let path = std::env::var("PATH").unwrap_or_default();
-    command
-        .env("PATH", format!("{}:{path}", bin.display()))
-        .env("FAKE", scratch.path())
-        .env("XDG_CONFIG_HOME", scratch.path().join("config"));
-    finish(command)
-}
-
-#[test]
-fn pipelines_are_put_into_the_crontab_and_taken_out_and_all_else_stays() {
-    let scratch = Scratch::new();
-    let others = "MAILTO=me\n0 1 * * * backup\n";
-    scratch.write("table", others);
-    scratch.write("p.toml", scored("schedule = '15 2 * * *'"));
-    for _ in 0..2 {
-        scheduled(&scratch, &["schedule", "install", "p.toml"]).ok();
-    }
-    let table = fs::read_to_string(scratch.path().join("table")).expect("a table");
-    assert!(table.starts_with(others) && table.matches("15 2 * * * ").count() == 1, "{table}");
-    assert!(scheduled(&scratch, &["schedule", "list"]).ok().stdout.contains("scored  15 2 * * *"));
-    let waits = |text: String| text.split("15 2 * * * sleep ").nth(1)?.split(';').next()?.parse::<u64>().ok();
-    let drawn = [(); 2].map(|()| waits(scheduled(&scratch, &["schedule", "print", "p.toml", "--jitter", "1h"]).ok().stdout));
-    assert!(drawn[0].is_some_and(|seconds| (1..=3600).contains(&seconds)) && drawn[0] == drawn[1], "{drawn:?}");
-    scheduled(&scratch, &["schedule", "remove", "scorde"]).fails(2, &["did you mean `scored`?"]);
-    scheduled(&scratch, &["schedule", "remove", "scored"]).ok();
-    assert_eq!(fs::read_to_string(scratch.path().join("table")).expect("a table"), others);
-    scratch.write("q.toml", scored(""));
-    scheduled(&scratch, &["schedule", "install", "q.toml"]).fails(2, &["no `schedule`"]);
-}
-
-#[test]
-fn systemd_gets_a_service_and_a_timer_and_loses_them_again() {
-    let scratch = Scratch::new();
-    scratch.write("p.toml", scored("schedule = '*/30 9 * * mon-fri'"));
-    scheduled(&scratch, &["schedule", "install", "--systemd", "--jitter", "2m", "p.toml"]).ok();
-    let units = scratch.path().join("config/systemd/user");
-    let texts: Vec<String> =
-        fs::read_dir(&units).expect("units").flatten().map(|entry| fs::read_to_string(entry.path()).expect("a unit")).collect();
-    assert_eq!(texts.len(), 2);
-    assert!(
-        texts.iter().any(|text| text.contains("OnCalendar=Mon,Tue,Wed,Thu,Fri *-*-* 09:00,30:00\nRandomizedDelaySec=120\n")),
-        "{texts:?}"
-    );
-    assert!(texts.iter().any(|text| text.contains("ExecStart=\"") && text.contains("\"--on-busy\" \"skip\"")), "{texts:?}");
-    let listed = json(&scheduled(&scratch, &["schedule", "list", "--json"]).ok().stdout);
-    assert_eq!(listed["pipelines"][0]["pipeline"], "scored");
-    scheduled(&scratch, &["schedule", "remove", "p.toml"]).ok();
-    assert_eq!(fs::read_dir(&units).expect("a folder").count(), 0);
-    let told = fs::read_to_string(scratch.path().join("systemctl")).expect("it was called");
-    assert!(told.contains("--user enable --now episteme-scored-") && told.contains("--user disable --now episteme-scored-"), "{told}");
-}
-
-/// Starts the scheduler, waits until `done` or the patience ends, and ends it with SIGTERM; what it said.
-fn until(scratch: &Scratch, args: &[&str], done: impl Fn() -> bool) -> (Option<i32>, String) {
-    let mut command = scratch.command(&[&["schedule", "run", "p.toml"], args].concat());
-    let mut child = command.stderr(std::process::Stdio::piped()).spawn().expect("it starts");
-    let clock = Instant::now();
-    while !done() && clock.elapsed() < PATIENCE {
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    assert!(Command::new("kill").arg(child.id().to_string()).status().expect("kill runs").success());
-    let mut said = String::new();
-    child.stderr.take().expect("piped").read_to_string(&mut said).expect("UTF-8");
-    (child.wait().expect("it ends").code(), said)
-}
-
-#[test]
-fn the_foreground_scheduler_catches_up_once_when_told_to_and_ends_cleanly() {
-    let scratch = Scratch::new();
-    scratch.write("score", "0.9");
-    scratch.write("p.toml", scored("schedule = '0 0 * * *'"));
-    let note = || fs::read_dir(scratch.store().join("schedule")).into_iter().flatten().flatten().map(|entry| entry.path()).next();
-    let (code, said) = until(&scratch, &[], || scratch.store().join("schedule").is_dir());
-    assert_eq!(code, Some(130), "{said}");
-    // As if it had last looked a week ago: seven nights were missed.
-    let file = scratch.path().join("p.toml").canonicalize().expect("it is there");
-    let digest = artifact::Digest::of(file.as_os_str().as_encoded_bytes()).short();
-    let long_ago = "2026-01-01T00:00:00Z";
-    let last = scratch.write(&format!("store/schedule/scored-{digest}"), long_ago);
-    let runs = || {
-        fs::read_dir(scratch.store().join("runs"))
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter(|entry| entry.path().join("run.json").is_file())
-            .count()
-    };
-    let noted = || fs::read_to_string(&last).is_ok_and(|text| text != long_ago);
-    let (_, said) = until(&scratch, &[], noted);
-    assert!(said.contains("missed, and not caught up") && runs() == 0, "{said}");
-    fs::write(&last, long_ago).expect("it can be written");
-    let (code, said) = until(&scratch, &["--catch-up", "once"], || runs() > 0);
-    assert!(said.contains("catches up") && runs() == 1 && code == Some(130), "{said}");
-    assert!(note().is_some());
 }

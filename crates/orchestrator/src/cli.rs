@@ -1,5 +1,7 @@
 //! The command line: low-level arguments, nothing done yet.
 
+mod schedule;
+
 use std::path::PathBuf;
 
 use artifact::StageType;
@@ -7,6 +9,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::pipeline::needs;
 use crate::select::Selection;
+pub use schedule::{CatchUp, Jobs, ScheduleVerb};
 
 /// Raw data into decisions: collect, store, process, learn, apply, as one TOML file declares.
 #[derive(Debug, Parser)]
@@ -43,7 +46,7 @@ pub struct Global {
     /// A TOML file of values for the pipeline's `[params]`
     #[arg(long, global = true, value_name = "FILE", action = ArgAction::Append)]
     pub params: Vec<PathBuf>,
-    /// One JSON object a line on standard output; the last sums it up
+    /// JSON on standard output, for scripts: of a run an object a line, the last of which sums it up; of other verbs one document
     #[arg(long, global = true)]
     pub json: bool,
     /// Only warnings and failures
@@ -100,6 +103,17 @@ pub struct RunArgs {
     /// Which stages.
     #[command(flatten)]
     pub selection: Selection,
+    /// In what manner.
+    #[command(flatten)]
+    pub manner: Manner,
+    /// When the same pipeline is running on this store
+    #[arg(long, value_name = "WHAT", default_value = "wait")]
+    pub on_busy: OnBusy,
+}
+
+/// How a pipeline is run, now or when it is due.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Manner {
     /// After a failure, goes on with what does not need it; without this, no new stage is started
     #[arg(long)]
     pub keep_going: bool,
@@ -109,9 +123,6 @@ pub struct RunArgs {
     /// Memory that stages may take together, by their `memory`, such as 8GB [default: the machine's]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub memory: Option<u64>,
-    /// When the same pipeline is running on this store
-    #[arg(long, value_name = "WHAT", default_value = "wait")]
-    pub on_busy: OnBusy,
     /// Copies the named results (predictions, report, …) to this folder at the end
     #[arg(long, value_name = "DIR")]
     pub export: Option<PathBuf>,
@@ -120,8 +131,7 @@ pub struct RunArgs {
 impl RunArgs {
     /// Every stage, whatever is there already.
     pub fn everything() -> Self {
-        let selection = Selection::everything();
-        Self { selection, keep_going: false, cores: None, memory: None, on_busy: OnBusy::Wait, export: None }
+        Self { selection: Selection::everything(), manner: Manner::default(), on_busy: OnBusy::Wait }
     }
 }
 
@@ -178,7 +188,7 @@ pub enum Verb {
         #[arg(default_value = "pipeline")]
         of: SchemaOf,
     },
-    /// For cron
+    /// Lets pipelines run by themselves when their `schedule` says: from your crontab, as systemd timers, or in the foreground
     Schedule {
         /// What.
         #[command(subcommand)]
@@ -296,68 +306,4 @@ pub enum GraphFormat {
     Svg,
     /// A Mermaid flow chart.
     Mermaid,
-}
-
-/// What becomes of times that passed while no scheduler looked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum CatchUp {
-    /// They are gone.
-    None,
-    /// One run makes up for all of them.
-    Once,
-}
-
-/// How starts are spread.
-#[derive(Debug, Clone, Copy, Args)]
-pub struct Spread {
-    /// Starts each run later than it is due by a part of this span, so that not all start at once: 30s, 5m. In a crontab the part is always
-    /// the same for a pipeline; else it is drawn anew each time
-    #[arg(long, value_name = "SPAN", default_value = "0s", value_parser = crate::span::parse)]
-    pub jitter: std::time::Duration,
-}
-
-/// What `schedule` does.
-#[derive(Debug, Subcommand)]
-pub enum ScheduleVerb {
-    /// Prints crontab lines for pipelines that have a `schedule`
-    Print {
-        /// The pipeline files
-        #[arg(required = true, value_name = "FILE")]
-        files: Vec<PathBuf>,
-        /// How starts are spread.
-        #[command(flatten)]
-        spread: Spread,
-    },
-    /// Puts pipelines into your crontab, each in a block of its own; again replaces it
-    Install {
-        /// The pipeline files
-        #[arg(required = true, value_name = "FILE")]
-        files: Vec<PathBuf>,
-        /// As systemd user timers
-        #[arg(long)]
-        systemd: bool,
-        /// How starts are spread.
-        #[command(flatten)]
-        spread: Spread,
-    },
-    /// Lists the pipelines in your crontab and among systemd's user timers
-    List,
-    /// Takes pipelines out of both
-    Remove {
-        /// Their names or files
-        #[arg(required = true, value_name = "NAME-or-FILE")]
-        what: Vec<String>,
-    },
-    /// Runs pipelines when they are due, in the foreground, until Ctrl-C
-    Run {
-        /// The pipeline files
-        #[arg(required = true, value_name = "FILE")]
-        files: Vec<PathBuf>,
-        /// What becomes of times that passed while nothing looked
-        #[arg(long, value_name = "POLICY", default_value = "none")]
-        catch_up: CatchUp,
-        /// How starts are spread.
-        #[command(flatten)]
-        spread: Spread,
-    },
 }

@@ -166,8 +166,8 @@ pub enum Document {
     },
     /// `schedule remove`.
     ScheduleRemoved {
-        /// What was asked for: names or files.
-        pipelines: Vec<String>,
+        /// The pipelines that were taken out, each as often as it was installed.
+        pipelines: Vec<Scheduled>,
     },
     /// `reproduce`, after the run's events.
     Reproduced {

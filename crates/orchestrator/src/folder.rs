@@ -10,6 +10,16 @@ pub fn file_name(path: &Path) -> String {
     path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
+/// A path as it is meant from any other folder. A link stays one: what it leads to may change.
+pub fn absolute(path: &Path) -> String {
+    std::path::absolute(path).as_deref().unwrap_or(path).display().to_string()
+}
+
+/// As [`absolute`], and a URL as it is.
+pub fn absolute_unless_url(place: &str) -> String {
+    if place.contains("://") { place.to_owned() } else { absolute(Path::new(place)) }
+}
+
 /// What is in a folder, in order; nothing when there is no such folder.
 ///
 /// # Errors

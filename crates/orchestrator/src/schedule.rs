@@ -4,13 +4,15 @@ pub mod act;
 pub mod calendar;
 pub mod foreground;
 pub mod install;
+mod options;
 pub mod systemd;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use artifact::Digest;
+use artifact::{Digest, Doing, ObjectStore, StageError};
 
+use crate::cli::{Global, Jobs};
 use crate::plan::Plan;
 use crate::schedule::calendar::Calendar;
 
@@ -46,7 +48,9 @@ pub struct Job {
     pub name: String,
     /// Its file, absolute.
     pub file: PathBuf,
-    /// When it is due.
+    /// When it is due, as it was written.
+    pub schedule: String,
+    /// The same, as moments.
     pub calendar: Calendar,
     /// Program and arguments of a run. Paths are absolute, since cron starts in the home folder. Two runs of one pipeline
     /// never overlap: the second leaves quietly.
@@ -55,30 +59,24 @@ pub struct Job {
     pub jitter: Duration,
 }
 
-/// What cron gives a run beyond its pipeline.
-pub struct Given<'a> {
-    /// The store's folder, absolute.
-    pub store: &'a Path,
-    /// Mirrors, absolute.
-    pub mirrors: &'a [String],
-    /// As `--set` has them.
-    pub sets: &'a [String],
-    /// As `--jitter` has it.
-    pub jitter: Duration,
-}
-
 impl Job {
-    /// None for a pipeline without a schedule.
-    pub fn new(plan: &Plan, executable: &Path, given: &Given<'_>) -> Option<Self> {
-        let Given { store, mirrors, sets, jitter } = *given;
-        let calendar = Calendar::new(plan.schedule.as_ref()?)?;
+    /// A pipeline's, with the options of this command line. None without a schedule.
+    ///
+    /// # Errors
+    /// When it is not known where this program lies, or an option has a line break.
+    pub fn new(plan: &Plan, store: &ObjectStore, global: &Global, jobs: &Jobs) -> Result<Option<Self>, StageError> {
+        let Some(schedule) = plan.schedule.clone() else { return Ok(None) };
+        let Some(calendar) = Calendar::new(&schedule) else { return Ok(None) };
         let file = plan.file.canonicalize().unwrap_or_else(|_| plan.file.clone());
-        let text = |path: &Path| path.to_string_lossy().into_owned();
-        let mut command = vec![text(executable), "run".into(), text(&file), "--store".into(), text(store)];
-        command.extend(mirrors.iter().flat_map(|mirror| ["--mirror".to_owned(), mirror.clone()]));
-        command.extend(sets.iter().flat_map(|set| ["--set".to_owned(), set.clone()]));
+        let executable = std::env::current_exe().doing(|| "finding this executable".into())?;
+        let mut command = [&executable, Path::new("run"), &file].map(|word| word.display().to_string()).to_vec();
+        command.extend(options::of(global, store, &jobs.manner));
         command.extend(["--on-busy", "skip", "--quiet"].map(str::to_owned));
-        Some(Self { name: plan.name.clone(), file, calendar, command, jitter })
+        match command.iter().find(|word| word.contains('\n')) {
+            Some(word) => Err(StageError::new(format!("`{}` has a line break, which no schedule can hold", word.escape_debug()))
+                .help("put the value into the pipeline file, or into a file for --params")),
+            None => Ok(Some(Self { name: plan.name.clone(), file, schedule, calendar, command, jitter: jobs.jitter })),
+        }
     }
 }
 
@@ -86,14 +84,19 @@ impl Job {
 pub fn crontab(plan: &Plan, job: &Job, store: &Path) -> String {
     let comment =
         if plan.description.is_empty() { plan.name.clone() } else { format!("{}: {}", plan.name, plan.description.replace('\n', " ")) };
-    let schedule = plan.schedule.as_deref().unwrap_or_default();
     let command: Vec<String> = job.command.iter().map(|word| quoted(word)).collect();
     let log = quoted(&store.join("runs").join(format!("{}.cron.log", plan.name)).to_string_lossy());
     let wait = match job.jitter.mul_f64(share(&job.file.to_string_lossy())).as_secs() {
         0 => String::new(),
         seconds => format!("sleep {seconds}; "),
     };
-    format!("# {comment}\n{schedule} {wait}{} >> {log} 2>&1\n", command.join(" "))
+    format!("# {comment}\n{} {wait}{} >> {log} 2>&1\n", job.schedule, command.join(" "))
+}
+
+/// Name and file of a pipeline in a line of ours, `NAME FILE`: a name may have blanks, and has no slash; a file is absolute.
+fn name_and_file(text: &str) -> Option<(&str, &Path)> {
+    let end = text.find(" /")?;
+    Some((&text[..end], Path::new(&text[end + 1..])))
 }
 
 /// From 0 to 1: always the same for a text, and another for another.

@@ -15,6 +15,7 @@ use crate::budget::Budget;
 use crate::busy::Turn;
 use crate::cli::{Cli, Global, GraphFormat, RunArgs, SchemaOf, Verb};
 use crate::document::{Document, PlannedStage, TypeOfStage};
+use crate::folder::absolute_unless_url;
 use crate::openlineage::OpenLineage;
 use crate::pipeline::{Given, Pipeline};
 use crate::plan::{Forecast, Plan};
@@ -78,16 +79,9 @@ pub fn load(global: &Global, file: &Path) -> Result<Plan, Failure> {
 
 /// What every stage of a run is told.
 pub fn settings(global: &Global, plan: &Plan) -> Settings {
-    // A mirror's relative folder is taken from where the user is, not from the pipeline's folder.
-    let absolute = |mirror: &String| {
-        if mirror.contains("://") {
-            mirror.clone()
-        } else {
-            fs::canonicalize(mirror).map_or_else(|_| mirror.clone(), |path| path.display().to_string())
-        }
-    };
     Settings {
-        mirrors: global.mirrors.iter().filter(|mirror| !mirror.is_empty()).map(absolute).collect(),
+        // A mirror's relative folder is taken from where the user is, not from the pipeline's folder.
+        mirrors: global.mirrors.iter().filter(|mirror| !mirror.is_empty()).map(|mirror| absolute_unless_url(mirror)).collect(),
         base: plan.base.clone(),
         scratch: None,
         stat_cache: Some(global.store.join("stat")),
@@ -109,7 +103,7 @@ pub struct Executed {
 pub fn execute(global: &Global, plan: &Plan, args: &RunArgs) -> Result<Executed, Failure> {
     let settings = settings(global, plan);
     let selected = args.selection.among(plan).map_err(Failure::Asked)?;
-    let budget = Budget::new(global.jobs, args.cores, args.memory);
+    let budget = Budget::new(global.jobs, args.manner.cores, args.manner.memory);
     budget.check(plan).map_err(Failure::Asked)?;
     let outside = plan.outside_of(&settings, &selected.needed).map_err(Failure::Asked)?;
     let store = ObjectStore::open(&global.store)?;
@@ -123,7 +117,7 @@ pub fn execute(global: &Global, plan: &Plan, args: &RunArgs) -> Result<Executed,
         Turn::Ours(held) => held,
         Turn::Leave(code) => return Ok(Executed { code, run: None }),
     };
-    let options = Options { budget, selected, keep_going: args.keep_going, settings };
+    let options = Options { budget, selected, keep_going: args.manner.keep_going, settings };
     let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
     match global.json {
         true => sinks.push(Box::new(JsonLines::new(std::io::stdout()))),
@@ -144,7 +138,7 @@ pub fn execute(global: &Global, plan: &Plan, args: &RunArgs) -> Result<Executed,
     let sink = Redacting { secrets: alarm.secrets(), inner: sink };
     let run = begun.name.clone();
     let ended = Run::new(begun, plan, &outside, &store, &options, &sink, &stop).finish();
-    if let Some(folder) = &args.export {
+    if let Some(folder) = &args.manner.export {
         copy_out(&ended.outputs, folder)?;
     }
     drop(sink);

@@ -155,13 +155,13 @@ pub struct Scheduled {
     pub pipeline: String,
     /// Its file.
     pub file: PathBuf,
-    /// When it is due, in crontab's five fields; `schedule list` finds the lines alone.
+    /// When it is due, in crontab's five fields.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub schedule: Option<String>,
     /// Its lines for crontab; of `schedule print`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub crontab: Option<String>,
-    /// Its lines in the crontab; of `schedule list`.
+    /// Its lines as they stand in the crontab; of `schedule list` and `remove`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lines: Option<String>,
     /// Where it is installed: `crontab`, or a timer's file.
@@ -173,6 +173,11 @@ impl Scheduled {
     /// Of which nothing else is known.
     pub fn new(pipeline: &str, file: &Path) -> Self {
         Self { pipeline: pipeline.to_owned(), file: file.to_owned(), schedule: None, crontab: None, lines: None, place: None }
+    }
+
+    /// Whether this is what a user means by a name or a file.
+    pub fn is(&self, what: &str) -> bool {
+        self.pipeline == what || Path::new(what).canonicalize().is_ok_and(|path| path == self.file) || Path::new(what) == self.file
     }
 }
 

@@ -1,19 +1,19 @@
 //! What `episteme schedule` does.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use artifact::worker::{DONE, INTERRUPTED, stop_flag};
 use artifact::{Doing, ObjectStore, StageError};
 
-use crate::cli::{Global, ScheduleVerb};
+use crate::cli::{Global, Jobs, ScheduleVerb};
 use crate::document::{Document, Scheduled};
 use crate::plan::Plan;
 use crate::schedule::foreground::Scheduler;
 use crate::schedule::install::{Block, Crontab};
-use crate::schedule::{Given, Job, systemd};
-use crate::verbs::{load, print_document, settings};
+use crate::schedule::systemd::Unit;
+use crate::schedule::{Job, systemd};
+use crate::verbs::{load, print_document};
 use crate::{Failure, schedule};
 
 /// Does what was asked.
@@ -22,13 +22,16 @@ use crate::{Failure, schedule};
 /// When a pipeline is wrong or has no schedule, or `crontab` or `systemctl` fails.
 pub fn act(global: &Global, verb: &ScheduleVerb) -> Result<u8, Failure> {
     match verb {
-        ScheduleVerb::Print { files, spread } => print(global, files, spread.jitter),
-        ScheduleVerb::Install { files, systemd, spread } => install(global, files, *systemd, spread.jitter),
+        ScheduleVerb::Print(jobs) => print(global, jobs),
+        ScheduleVerb::Install { jobs, systemd } => install(global, jobs, *systemd),
         ScheduleVerb::List => list(global),
         ScheduleVerb::Remove { what } => remove(global, what),
-        ScheduleVerb::Run { files, catch_up, spread } => {
+        ScheduleVerb::Run { jobs, catch_up } => {
             let store = ObjectStore::open(&global.store)?;
-            let jobs = jobs(global, &store, files, spread.jitter)?.into_iter().map(|(_, job)| job).collect();
+            let mut jobs: Vec<Job> = due(global, &store, jobs)?.into_iter().map(|(_, job)| job).collect();
+            if global.json {
+                jobs.iter_mut().for_each(|job| job.command.push("--json".to_owned()));
+            }
             let stop = stop_flag().doing(|| "installing the signal handlers".into())?;
             Scheduler::new(&store, jobs, *catch_up)?.run(&|| stop.load(Ordering::Relaxed))?;
             Ok(INTERRUPTED)
@@ -36,31 +39,28 @@ pub fn act(global: &Global, verb: &ScheduleVerb) -> Result<u8, Failure> {
     }
 }
 
-fn job(global: &Global, store: &ObjectStore, file: &Path, jitter: Duration) -> Result<(Plan, Option<Job>), Failure> {
+fn job(global: &Global, store: &ObjectStore, jobs: &Jobs, file: &Path) -> Result<(Plan, Option<Job>), Failure> {
     let plan = load(global, file)?;
-    let mirrors = settings(global, &plan).mirrors;
-    let executable = std::env::current_exe().doing(|| "finding this executable".into())?;
-    let given = Given { store: store.root(), mirrors: &mirrors, sets: &global.sets, jitter };
-    let job = Job::new(&plan, &executable, &given);
+    let job = Job::new(&plan, store, global, jobs).map_err(Failure::Asked)?;
     Ok((plan, job))
 }
 
-/// The jobs of pipelines that must have a schedule.
-fn jobs(global: &Global, store: &ObjectStore, files: &[PathBuf], jitter: Duration) -> Result<Vec<(Plan, Job)>, Failure> {
-    let mut jobs = Vec::new();
-    for file in files {
-        let (plan, job) = job(global, store, file, jitter)?;
+/// The pipelines, which must have a schedule.
+fn due(global: &Global, store: &ObjectStore, jobs: &Jobs) -> Result<Vec<(Plan, Job)>, Failure> {
+    let mut all = Vec::new();
+    for file in &jobs.files {
+        let (plan, job) = job(global, store, jobs, file)?;
         let none = || StageError::new("this pipeline has no `schedule`").at(file.display());
-        jobs.push((plan, job.ok_or_else(|| Failure::Asked(none().help("write `schedule = \"15 2 * * *\"`: every night at 2:15")))?));
+        all.push((plan, job.ok_or_else(|| Failure::Asked(none().help("write `schedule = \"15 2 * * *\"`: every night at 2:15")))?));
     }
-    Ok(jobs)
+    Ok(all)
 }
 
-fn print(global: &Global, files: &[PathBuf], jitter: Duration) -> Result<u8, Failure> {
+fn print(global: &Global, jobs: &Jobs) -> Result<u8, Failure> {
     let store = ObjectStore::open(&global.store)?;
     let mut printed = Vec::new();
-    for file in files {
-        let (plan, job) = job(global, &store, file, jitter)?;
+    for file in &jobs.files {
+        let (plan, job) = job(global, &store, jobs, file)?;
         let lines = job.map(|job| schedule::crontab(&plan, &job, store.root()));
         match &lines {
             _ if global.json => {}
@@ -72,9 +72,9 @@ fn print(global: &Global, files: &[PathBuf], jitter: Duration) -> Result<u8, Fai
     if global.json { print_document(&Document::Schedule { pipelines: printed }) } else { Ok(DONE) }
 }
 
-fn install(global: &Global, files: &[PathBuf], with_systemd: bool, jitter: Duration) -> Result<u8, Failure> {
+fn install(global: &Global, jobs: &Jobs, with_systemd: bool) -> Result<u8, Failure> {
     let store = ObjectStore::open(&global.store)?;
-    let jobs = jobs(global, &store, files, jitter)?;
+    let jobs = due(global, &store, jobs)?;
     let mut places = Vec::new();
     if with_systemd {
         for (_, job) in &jobs {
@@ -89,70 +89,59 @@ fn install(global: &Global, files: &[PathBuf], with_systemd: bool, jitter: Durat
         }
         crontab.write()?;
     }
+    let installed: Vec<Scheduled> = jobs
+        .into_iter()
+        .zip(places)
+        .map(|((_, job), place)| Scheduled { schedule: Some(job.schedule), place: Some(place), ..Scheduled::new(&job.name, &job.file) })
+        .collect();
     if global.json {
-        let told = jobs.into_iter().zip(places).map(|((plan, job), place)| Scheduled {
-            schedule: plan.schedule,
-            place: Some(place),
-            ..Scheduled::new(&job.name, &job.file)
-        });
-        return print_document(&Document::ScheduleInstalled { pipelines: told.collect() });
+        return print_document(&Document::ScheduleInstalled { pipelines: installed });
     }
-    for ((plan, job), place) in jobs.iter().zip(&places) {
-        anstream::println!("{}: {} in {place}", job.name, plan.schedule.as_deref().unwrap_or_default());
+    for Scheduled { pipeline, schedule, place, .. } in &installed {
+        anstream::println!("{pipeline}: {} in {}", schedule.as_deref().unwrap_or_default(), place.as_deref().unwrap_or_default());
     }
     Ok(DONE)
 }
 
-/// The blocks of the crontab: none where there is no cron, which is no mistake when looking.
-fn blocks() -> Vec<Block> {
-    Crontab::read().map(|crontab| crontab.blocks).unwrap_or_default()
-}
-
 fn list(global: &Global) -> Result<u8, Failure> {
-    let (blocks, units) = (blocks(), systemd::installed()?);
+    let (crontab, units) = (Crontab::read_if_any()?, systemd::installed()?);
+    let pipelines: Vec<Scheduled> = crontab.blocks.iter().map(Block::scheduled).chain(units.iter().map(Unit::scheduled)).collect();
     if global.json {
-        let cron = blocks.into_iter().map(|block| Scheduled {
-            place: Some("crontab".into()),
-            lines: Some(block.lines),
-            ..Scheduled::new(&block.name, &block.file)
-        });
-        let timers =
-            units.iter().map(|unit| Scheduled { place: Some(unit.timer.display().to_string()), ..Scheduled::new(&unit.name, &unit.file) });
-        return print_document(&Document::Schedules { pipelines: cron.chain(timers).collect() });
+        return print_document(&Document::Schedules { pipelines });
     }
-    for block in &blocks {
-        let line = block.lines.lines().find(|line| !line.starts_with('#')).unwrap_or_default();
-        let when: Vec<&str> = line.split_whitespace().take(5).collect();
-        anstream::println!("{}  {}  crontab  {}", block.name, when.join(" "), block.file.display());
+    if pipelines.is_empty() {
+        anstream::eprintln!("nothing is scheduled: `episteme schedule install FILE` does it");
     }
-    units.iter().for_each(|unit| anstream::println!("{}  {}  {}", unit.name, unit.timer.display(), unit.file.display()));
+    for Scheduled { pipeline, file, schedule, place, .. } in &pipelines {
+        let (schedule, place) = (schedule.as_deref().unwrap_or_default(), place.as_deref().unwrap_or_default());
+        anstream::println!("{pipeline}  {schedule}  {place}  {}", file.display());
+    }
     Ok(DONE)
 }
 
 fn remove(global: &Global, what: &[String]) -> Result<u8, Failure> {
-    let mut crontab = Crontab::read().unwrap_or_default();
-    let units = systemd::installed()?;
-    let known: Vec<&str> =
-        crontab.blocks.iter().map(|block| block.name.as_str()).chain(units.iter().map(|unit| unit.name.as_str())).collect();
-    if let Some(strange) =
-        what.iter().find(|what| !crontab.blocks.iter().any(|block| block.is(what)) && !units.iter().any(|unit| systemd::is(unit, what)))
-    {
+    let (mut crontab, units) = (Crontab::read_if_any()?, systemd::installed()?);
+    let all: Vec<Scheduled> = crontab.blocks.iter().map(Block::scheduled).chain(units.iter().map(Unit::scheduled)).collect();
+    if let Some(strange) = what.iter().find(|what| !all.iter().any(|one| one.is(what))) {
         let error = StageError::new(format!("`{strange}` is neither in the crontab nor among systemd's timers"));
-        return Err(Failure::Asked(error.help(artifact::config::suggest(strange, known.into_iter()))));
+        let known = all.iter().map(|one| one.pipeline.as_str());
+        return Err(Failure::Asked(error.help(artifact::config::suggest(strange, known))));
     }
-    for unit in units.iter().filter(|unit| what.iter().any(|what| systemd::is(unit, what))) {
+    let goes = |one: Scheduled| what.iter().any(|what| one.is(what));
+    for unit in units.iter().filter(|unit| goes(unit.scheduled())) {
         systemd::remove(unit)?;
     }
     let before = crontab.blocks.len();
-    crontab.blocks.retain(|block| !what.iter().any(|what| block.is(what)));
+    crontab.blocks.retain(|block| !goes(block.scheduled()));
     if crontab.blocks.len() < before {
         crontab.write()?;
     }
-    match global.json {
-        true => print_document(&Document::ScheduleRemoved { pipelines: what.to_vec() }),
-        false => {
-            what.iter().for_each(|what| anstream::println!("{what} is not scheduled any more"));
-            Ok(DONE)
-        }
+    let pipelines: Vec<Scheduled> = all.into_iter().filter(|one| what.iter().any(|what| one.is(what))).collect();
+    if global.json {
+        return print_document(&Document::ScheduleRemoved { pipelines });
     }
+    for Scheduled { pipeline, place, .. } in &pipelines {
+        anstream::println!("{pipeline}: gone from {}", place.as_deref().unwrap_or_default());
+    }
+    Ok(DONE)
 }

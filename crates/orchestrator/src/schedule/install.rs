@@ -1,10 +1,13 @@
 //! Pipelines in the user's crontab, each in a block of its own between two marks; all else in it is left alone.
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::io::{ErrorKind, Write};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use artifact::{Doing, StageError};
+
+use crate::document::Scheduled;
+use crate::schedule::name_and_file;
 
 const BEGIN: &str = "# BEGIN episteme ";
 const END: &str = "# END episteme ";
@@ -21,9 +24,12 @@ pub struct Block {
 }
 
 impl Block {
-    /// Whether this is what a user means by a name or a file.
-    pub fn is(&self, what: &str) -> bool {
-        self.name == what || Path::new(what).canonicalize().is_ok_and(|path| path == self.file) || Path::new(what) == self.file
+    /// What it is for.
+    pub fn scheduled(&self) -> Scheduled {
+        let line = self.lines.lines().find(|line| !line.starts_with('#')).unwrap_or_default();
+        let schedule = line.split_whitespace().take(5).collect::<Vec<_>>().join(" ");
+        let (place, lines) = (Some("crontab".into()), Some(self.lines.clone()));
+        Scheduled { schedule: Some(schedule), place, lines, ..Scheduled::new(&self.name, &self.file) }
     }
 
     fn mark(&self) -> String {
@@ -45,14 +51,29 @@ impl Crontab {
     /// # Errors
     /// When there is no such program, or it fails for another reason than that nothing is there.
     pub fn read() -> Result<Self, StageError> {
-        let output = Command::new("crontab").arg("-l").stdin(Stdio::null()).output();
-        let output = output
-            .doing(|| "starting `crontab -l`".into())
-            .map_err(|error| error.help("install cron, or use systemd's timers (--systemd), or `episteme schedule run`"))?;
+        Self::read_if_there()?.ok_or_else(|| {
+            StageError::new("there is no program `crontab`")
+                .help("install cron, or use systemd's timers (--systemd), or `episteme schedule run`")
+        })
+    }
+
+    /// The same, to look at: where there is no cron, nothing is in its table.
+    ///
+    /// # Errors
+    /// As [`Self::read`], but for the first.
+    pub fn read_if_any() -> Result<Self, StageError> {
+        Self::read_if_there().map(Option::unwrap_or_default)
+    }
+
+    fn read_if_there() -> Result<Option<Self>, StageError> {
+        let output = match Command::new("crontab").arg("-l").stdin(Stdio::null()).output() {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            output => output.doing(|| "starting `crontab -l`".into())?,
+        };
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         match output.status.success() {
-            true => Ok(Self::parse(&String::from_utf8_lossy(&output.stdout))),
-            false if said.contains("no crontab") => Ok(Self::default()),
+            true => Ok(Some(Self::parse(&String::from_utf8_lossy(&output.stdout)))),
+            false if said.contains("no crontab") => Ok(Some(Self::default())),
             false => Err(StageError::new(format!("`crontab -l` failed: {}", said.trim()))),
         }
     }
@@ -61,7 +82,7 @@ impl Crontab {
         let mut crontab = Self::default();
         let mut open: Option<Block> = None;
         for line in text.lines() {
-            match (line.strip_prefix(BEGIN).and_then(|mark| mark.split_once(' ')), &mut open) {
+            match (line.strip_prefix(BEGIN).and_then(name_and_file), &mut open) {
                 (Some((name, file)), _) => open = Some(Block { name: name.into(), file: file.into(), lines: String::new() }),
                 (None, Some(block)) if line.strip_prefix(END) == Some(&block.mark()) => crontab.blocks.extend(open.take()),
                 (None, Some(block)) => block.lines.push_str(&format!("{line}\n")),
@@ -120,7 +141,7 @@ mod tests {
     fn what_others_wrote_stays_as_it_is() {
         let mut crontab = Crontab::parse(OTHERS);
         crontab.put(block("a", "1 * * * * a\n"));
-        crontab.put(block("b", "2 * * * * b\n"));
+        crontab.put(block("b b", "2 * * * * b\n"));
         let mut again = Crontab::parse(&crontab.text());
         assert_eq!(again, crontab);
         again.put(block("a", "3 * * * * a\n"));

@@ -1,15 +1,16 @@
 //! Pipelines as systemd user timers: a `.service` and a `.timer` each in the user's unit folder.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use artifact::{Digest, Doing, StageError, durable};
 
+use crate::document::Scheduled;
 use crate::folder::{file_name, list};
-use crate::schedule::Job;
+use crate::schedule::{Job, name_and_file};
 
-/// A first line that says whose file it is, and of which pipeline.
+/// The first line says whose file it is, and of which pipeline; the second its schedule.
 const MARK: &str = "# episteme ";
 
 /// A pipeline that has a timer.
@@ -18,8 +19,18 @@ pub struct Unit {
     pub name: String,
     /// Its file.
     pub file: PathBuf,
+    /// When it is due, in crontab's five fields.
+    pub schedule: Option<String>,
     /// The timer's file.
     pub timer: PathBuf,
+}
+
+impl Unit {
+    /// What it is for.
+    pub fn scheduled(&self) -> Scheduled {
+        let place = Some(self.timer.display().to_string());
+        Scheduled { schedule: self.schedule.clone(), place, ..Scheduled::new(&self.name, &self.file) }
+    }
 }
 
 /// Writes both files and starts the timer.
@@ -31,7 +42,7 @@ pub fn install(job: &Job) -> Result<PathBuf, StageError> {
     fs::create_dir_all(&folder).doing(|| format!("making {}", folder.display()))?;
     let unit = unit_name(job);
     let words: Vec<String> = job.command.iter().map(|word| quoted(word)).collect();
-    let mark = format!("{MARK}{} {}", job.name, job.file.display());
+    let mark = format!("{MARK}{} {}\n# {}", job.name, job.file.display(), job.schedule);
     let description = format!("Description=episteme {}", job.name);
     let service = format!("{mark}\n[Unit]\n{description}\n\n[Service]\nType=oneshot\nExecStart={}\n", words.join(" "));
     let when: String = job.calendar.systemd().iter().map(|line| format!("OnCalendar={line}\n")).collect();
@@ -56,8 +67,10 @@ pub fn installed() -> Result<Vec<Unit>, StageError> {
         .filter(|path| file_name(path).starts_with("episteme-") && path.extension().is_some_and(|end| end == "timer"));
     let unit = |timer: PathBuf| {
         let text = fs::read_to_string(&timer).ok()?;
-        let (name, file) = text.lines().next()?.strip_prefix(MARK)?.split_once(' ')?;
-        Some(Unit { name: name.to_owned(), file: file.into(), timer })
+        let mut lines = text.lines();
+        let (name, file) = name_and_file(lines.next()?.strip_prefix(MARK)?)?;
+        let schedule = lines.next().and_then(|line| line.strip_prefix("# ")).map(str::to_owned);
+        Some(Unit { name: name.to_owned(), file: file.into(), schedule, timer })
     };
     Ok(timers.filter_map(unit).collect())
 }
@@ -103,11 +116,6 @@ fn systemctl(args: &[&str]) -> Result<(), StageError> {
         false => Err(StageError::new(format!("`{}` failed: {}", said(), String::from_utf8_lossy(&output.stderr).trim()))
             .help("does systemd run for your user? `loginctl enable-linger` keeps its timers going when you are logged out")),
     }
-}
-
-/// Whether this is what a user means by a name or a file.
-pub fn is(unit: &Unit, what: &str) -> bool {
-    unit.name == what || Path::new(what).canonicalize().is_ok_and(|path| path == unit.file) || Path::new(what) == unit.file
 }
 
 #[cfg(test)]
