@@ -265,11 +265,68 @@ fn finish_killed(mut run: std::process::Child) {
     assert_eq!(run.wait().unwrap().code(), None, "it was killed");
 }
 
+/// A program that leaves the session, and with it the group, by which it would be ended.
+const LEAVES: &str = "[stages.made]\nuses = 'command'\nrun = '''setsid sh -c \"echo \\$\\$ > pid; sleep 1000; true\" &\n\
+                      while ! [ -s pid ]; do sleep 0.01; done\n";
+
+#[test]
+fn what_leaves_its_session_ends_with_its_stage_in_whatever_way_that_ends() {
+    for (way, then, keys, code) in [
+        ("by itself", "echo x > ${output}/o", "", 0),
+        ("by a failure", "exit 3", "", 1),
+        ("by its timeout", "sleep 1000", "timeout = '0.3s'", 1),
+        ("by too much memory", "head -c 300M /dev/zero | tail -c 300M | sleep 1000", "memory = '100 MB'", 1),
+        ("killed", "kill -KILL $PPID; sleep 1000", "", 1),
+    ] {
+        let scratch = scratch(&format!("{LEAVES}{then}'''\n{keys}"));
+        let said = scratch.episteme(&["run", "p.toml"]);
+        assert_eq!(said.code, code, "{way}: {}", said.stderr);
+        let pid = fs::read_to_string(scratch.path().join("pid")).unwrap();
+        assert!(!is_alive(&pid), "{way}");
+        assert_eq!(then.contains("KILL"), !said.stderr.contains("it left `sh` running"), "{way}: {}", said.stderr);
+    }
+}
+
+#[test]
+fn what_leaves_its_session_ends_with_the_run_in_whatever_way_that_ends() {
+    for signal in ["-TERM", "-INT", "-KILL"] {
+        let scratch = scratch(&format!("{LEAVES}touch begun; sleep 1000'''"));
+        let mut run = scratch.start(&["run", "p.toml"]);
+        wait_until("the program", || scratch.path().join("begun").exists());
+        let pid = fs::read_to_string(scratch.path().join("pid")).unwrap();
+        assert!(is_alive(&pid));
+        std::process::Command::new("kill").args([signal, &run.id().to_string()]).status().unwrap();
+        run.wait().unwrap();
+        wait_until("the program's end", || !is_alive(&pid));
+    }
+}
+
+#[test]
+fn memory_counts_in_whatever_session_it_is_taken() {
+    let scratch = scratch(
+        "[stages.made]\nuses = 'command'\nmemory = '100 MB'\nrun = 'setsid sh -c \"head -c 300M /dev/zero | tail -c 300M | sleep 1000\" & wait'\n",
+    );
+    scratch.episteme(&["run", "p.toml"]).fails(1, &["more than its `memory`"]);
+}
+
+#[test]
+fn children_that_a_run_had_before_it_began_are_none_of_its_business() {
+    let scratch = scratch("[stages.made]\nuses = 'command'\nrun = 'kill -KILL $PPID; sleep 1000'\n");
+    let run = scratch.command(&[]);
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", "sleep 1000 > /dev/null 2>&1 & echo $! > stranger; exec \"$0\" run p.toml"]).arg(run.get_program());
+    shell.current_dir(scratch.path()).env("EPISTEME_STORE", scratch.store());
+    finish(shell).fails(1, &["was killed"]);
+    let stranger = fs::read_to_string(scratch.path().join("stranger")).unwrap();
+    assert!(is_alive(&stranger));
+    std::process::Command::new("kill").arg(stranger.trim()).status().unwrap();
+}
+
 #[test]
 fn what_a_program_leaves_running_is_ended_with_its_stage() {
     let scratch = scratch("[stages.made]\nuses = 'command'\nrun = 'sleep 1000 & echo $! > pid; echo x > ${output}/o'\n");
     let said = scratch.episteme(&["run", "p.toml"]).ok();
-    assert!(said.stderr.contains("left a process behind"), "{}", said.stderr);
+    assert!(said.stderr.contains("it left `sleep` running"), "{}", said.stderr);
     let pid = fs::read_to_string(scratch.path().join("pid")).unwrap();
     wait_until("the end of what was left", || !is_alive(&pid));
 }

@@ -131,6 +131,11 @@ impl Job {
         })
     }
 
+    /// Its process.
+    pub fn process(&self) -> Option<Pid> {
+        pid(&self.child)
+    }
+
     /// Seconds since it began.
     pub fn seconds(&self) -> f64 {
         self.clock.elapsed().as_secs_f64()
@@ -175,7 +180,7 @@ impl Job {
             return Some(self.with_log(error).help("raise `timeout`, or find out what it waits for"));
         }
         let limit = self.limits.memory?;
-        let taken = pid(&self.child).map_or(0, memory::of_group);
+        let taken = self.process().map_or(0, memory::of_tree);
         (taken > limit).then(|| {
             let (taken, limit) = (indicatif::HumanBytes(taken), indicatif::HumanBytes(limit));
             self.with_log(StageError::new(format!("it took {taken} of memory, more than its `memory` of {limit}"))).help("raise `memory`")
@@ -185,7 +190,7 @@ impl Job {
     /// Waits for its end, and then ends what it has left behind. The process is still there as a name (a zombie) meanwhile, so
     /// that its group cannot be another's.
     fn end_group(&self) {
-        let Some(pid) = pid(&self.child) else { return };
+        let Some(pid) = self.process() else { return };
         let _ = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
         let _ = kill_process_group(pid, Signal::KILL);
         self.guard.iter().for_each(|guard| guard.is_over(pid));
@@ -231,7 +236,8 @@ pub fn end_all(jobs: &mut [&mut Job]) {
     }
 }
 
-fn pid(child: &Child) -> Option<Pid> {
+/// A child's number.
+pub fn pid(child: &Child) -> Option<Pid> {
     i32::try_from(child.id()).ok().and_then(Pid::from_raw)
 }
 

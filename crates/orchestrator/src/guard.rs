@@ -5,7 +5,8 @@
 //! that starts programs has a third process, the guard. It reads from a pipe that the orchestrator and its `command` stages
 //! hold: each line is a process group that begins (`+`) or is over (`-`). The pipe closes when the last of them is gone, in whatever
 //! way; what has begun and is not over by then is killed. In a group of its own it hears no Ctrl-C, and who kills a run's
-//! group does not hit it.
+//! group does not hit it. What has left its group is out of the guard's reach, since nobody between it and the guard is left:
+//! see `descendants` for how the others find it.
 
 use std::collections::BTreeSet;
 use std::io::{self, BufRead, PipeWriter, Write};
@@ -16,24 +17,37 @@ use std::sync::Arc;
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
 use rustix::process::{Pid, Signal, getpgrp, getpid, kill_process_group};
 
-use crate::child::THIS_EXECUTABLE;
+use crate::child::{THIS_EXECUTABLE, pid};
+use crate::descendants;
 
 /// A run's hold on its guard.
 #[derive(Clone)]
-pub struct Guard(Arc<PipeWriter>);
+pub struct Guard(Arc<Hold>);
+
+struct Hold {
+    pipe: PipeWriter,
+    process: Option<Pid>,
+    /// Orphans of stages that were killed become the orchestrator's children.
+    adopts: bool,
+}
 
 impl Guard {
-    /// Starts a guard.
+    /// Starts a guard; `jobs` are the stages at work already.
     ///
     /// # Errors
     /// When there is no pipe or no process to be had.
-    pub fn start() -> io::Result<Self> {
+    pub fn start(jobs: &[Pid]) -> io::Result<Self> {
+        // Who was started by `exec` may have children of another's making, and could not tell their orphans from its own.
+        let adopts = descendants::orphans(jobs).is_empty();
+        if adopts {
+            descendants::adopt();
+        }
         let (reader, writer) = io::pipe()?;
         let mut command = Command::new(THIS_EXECUTABLE);
         command.arg("guard").stdin(reader).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0).current_dir("/");
         // Nobody waits for it: it ends after this process does.
-        command.spawn()?;
-        Ok(Self(Arc::new(writer)))
+        let process = pid(&command.spawn()?);
+        Ok(Self(Arc::new(Hold { pipe: writer, process, adopts })))
     }
 
     /// What a stage gets as its standard input: its own hold.
@@ -41,13 +55,20 @@ impl Guard {
     /// # Errors
     /// When there are no more file descriptors.
     pub fn hold(&self) -> io::Result<Stdio> {
-        self.0.try_clone().map(Stdio::from)
+        self.0.pipe.try_clone().map(Stdio::from)
     }
 
     /// Nothing of this group is left.
     pub fn is_over(&self, group: Pid) {
         // A guard that is gone guards nothing; the orchestrator is here and does.
-        let _ = writeln!(&mut &*self.0, "-{}", group.as_raw_nonzero());
+        let _ = writeln!(&mut &self.0.pipe, "-{}", group.as_raw_nonzero());
+    }
+
+    /// Ends what stages that were killed have left; `jobs` are those at work.
+    pub fn end_orphans(&self, jobs: &[Pid]) {
+        if self.0.adopts {
+            descendants::end(&[jobs, self.0.process.as_slice()].concat());
+        }
     }
 }
 

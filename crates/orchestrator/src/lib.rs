@@ -6,6 +6,7 @@ mod busy;
 mod child;
 mod cli;
 mod command;
+mod descendants;
 mod diff;
 mod document;
 mod folder;

@@ -280,7 +280,7 @@ impl<'a> Run<'a> {
             return Ok(None);
         }
         if self.guard.is_none() {
-            self.guard = Some(Guard::start().doing(|| "starting the guard of the programs".into())?);
+            self.guard = Some(Guard::start(&self.states.processes()).doing(|| "starting the guard of the programs".into())?);
         }
         Ok(self.guard.clone())
     }
@@ -299,6 +299,7 @@ impl<'a> Run<'a> {
         let Some(mut job) = self.states.take_job(index) else { return };
         let ended = job.end();
         let seconds = job.seconds();
+        self.end_orphans();
         self.facts[index].1 = job.usage;
         match ended.and_then(|()| self.keep(index, &job, seconds)) {
             Ok(record) => {
@@ -367,6 +368,12 @@ impl<'a> Run<'a> {
     fn end_children(&mut self) {
         end_all(&mut self.states.jobs().collect::<Vec<_>>());
         self.states.skip_the_rest();
+        self.end_orphans();
+    }
+
+    /// Ends what programs have started whose stage is no more.
+    fn end_orphans(&self) {
+        self.guard.iter().for_each(|guard| guard.end_orphans(&self.states.processes()));
     }
 
     /// Places of the stages that the run is about.

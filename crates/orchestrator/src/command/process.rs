@@ -1,7 +1,8 @@
 //! The program at work: what it prints goes to the stage's log, and how it ends is how the stage ends.
 
 use std::collections::VecDeque;
-use std::io::{self, BufRead, BufReader, PipeReader, Write};
+use std::fs;
+use std::io::{self, BufRead, BufReader, PipeReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -10,14 +11,17 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use artifact::{Doing, RunContext, StageError};
-use rustix::process::{Pid, Signal, getpgrp, getpid, getppid, kill_process_group, set_parent_process_death_signal};
+use rustix::process::{Pid, Signal, getpgrp, getpid, getppid, getsid, kill_process_group, set_parent_process_death_signal};
 
-use crate::guard;
+use crate::child::pid;
+use crate::{descendants, guard};
 
 /// How often a waiting stage looks whether its orchestrator is still there.
 const LOOK: Duration = Duration::from_millis(50);
 /// How long what a program left behind may hold its output open.
 const LEFT_BEHIND: Duration = Duration::from_secs(1);
+/// Bytes of a line that are kept in memory before they go to the log.
+const LONGEST_LINE: u64 = 1 << 20;
 /// How many lines of a failed program's output are shown.
 const LAST_LINES: usize = 12;
 
@@ -30,13 +34,15 @@ pub fn run(program: Command, place: &Path, secrets: &[(String, String)], context
     // An orchestrator that dies must not leave the program behind: this process outlives it for long enough to see to that, and where
     // it is killed as well, the guard does.
     guard::begin();
+    descendants::adopt();
     let _ = set_parent_process_death_signal(None);
     let shown = shown(&program);
     let (mut child, output) = start(program, place)?;
     let (last_lines, closed) = pass_on(output, secrets.to_vec());
-    let status = wait(&mut child, &closed, parent, context).doing(|| "waiting for the program".into())?;
+    let (status, is_held) = wait(&mut child, &closed, parent).doing(|| "waiting for the program".into())?;
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
     end_with(parent);
+    end_what_is_left(is_held, context);
     context.check_stop()?;
     if status.success() {
         return Ok(());
@@ -91,11 +97,13 @@ fn pass_on(output: PipeReader, secrets: Vec<(String, String)>) -> (JoinHandle<Ve
     let lines = std::thread::spawn(move || {
         let mut last = VecDeque::new();
         let mut log = io::stderr().lock();
-        for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+        let mut output = BufReader::new(output);
+        while let Some(line) = next_line(&mut output) {
             let line = redacted(&String::from_utf8_lossy(&line), &secrets);
             // A full disk is told of where it matters: at what the program makes.
             let _ = writeln!(log, "{line}");
-            last.push_back(line);
+            // Of a bar that is drawn again and again, its last state.
+            last.push_back(line.trim_end_matches('\r').rsplit('\r').next().unwrap_or_default().to_owned());
             if last.len() > LAST_LINES {
                 last.pop_front();
             }
@@ -104,6 +112,14 @@ fn pass_on(output: PipeReader, secrets: Vec<(String, String)>) -> (JoinHandle<Ve
         last
     });
     (lines, closed)
+}
+
+/// A line without its end; the beginning of one that has none for very long. None at the end.
+fn next_line(output: &mut impl BufRead) -> Option<Vec<u8>> {
+    let mut line = Vec::new();
+    output.take(LONGEST_LINE).read_until(b'\n', &mut line).ok().filter(|bytes| *bytes > 0)?;
+    line.pop_if(|last| *last == b'\n');
+    Some(line)
 }
 
 /// A line in which each secret, and each line of a longer one, is replaced by its name.
@@ -117,15 +133,18 @@ fn redacted(line: &str, secrets: &[(String, String)]) -> String {
     line
 }
 
-fn wait(child: &mut Child, closed: &Receiver<()>, parent: Option<Pid>, context: &RunContext) -> io::Result<ExitStatus> {
-    let mut ended: Option<Instant> = None;
+/// How it ended, and whether something that it left behind holds its output open.
+fn wait(child: &mut Child, closed: &Receiver<()>, parent: Option<Pid>) -> io::Result<(ExitStatus, bool)> {
+    let own = pid(child);
+    let (mut ended, mut is_held): (Option<Instant>, _) = (None, false);
     while closed.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
         end_with(parent);
+        descendants::reap(own.as_slice());
         if child.try_wait()?.is_none() {
             continue;
         }
-        if ended.get_or_insert_with(Instant::now).elapsed() > LEFT_BEHIND {
-            context.warn("it left a process behind that keeps its output open: that one is ended with the stage");
+        is_held = ended.get_or_insert_with(Instant::now).elapsed() > LEFT_BEHIND;
+        if is_held {
             break;
         }
     }
@@ -133,17 +152,33 @@ fn wait(child: &mut Child, closed: &Receiver<()>, parent: Option<Pid>, context: 
     let mut pause = Duration::from_micros(50);
     loop {
         if let Some(status) = child.try_wait()? {
-            return Ok(status);
+            return Ok((status, is_held));
         }
         std::thread::sleep(pause);
         pause = LOOK.min(pause * 2);
         end_with(parent);
+        descendants::reap(own.as_slice());
     }
+}
+
+/// Tells of what was meant to stay, holding the output or in a session of its own; the rest is most often about to end by itself.
+fn end_what_is_left(is_held: bool, context: &RunContext) {
+    descendants::reap(&[]);
+    let stays = |pid: &Pid| is_held || getsid(Some(*pid)).ok() != getsid(None).ok();
+    let left = descendants::orphans(&[]).into_iter().filter(stays);
+    let name = |pid: Pid| fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_nonzero())).ok();
+    let names: Vec<String> = left.filter_map(name).map(|name| format!("`{}`", name.trim())).collect();
+    if !names.is_empty() {
+        let help = "what is to stay must be started outside of the pipeline";
+        context.warn(format!("it left {} running, ended with the stage: {help}", names.join(", ")));
+    }
+    descendants::end(&[]);
 }
 
 /// Ends this process and all that it started, if its orchestrator is gone.
 fn end_with(parent: Option<Pid>) {
     if getppid() != parent && getpgrp() == getpid() {
+        descendants::end(&[]);
         let _ = kill_process_group(getpid(), Signal::KILL);
     }
 }
@@ -156,6 +191,13 @@ mod tests {
     fn a_secret_is_struck_out_line_by_line() {
         let secrets = [("KEY".to_owned(), "hush".to_owned()), ("PEM".to_owned(), "begin\nabc\n".to_owned())];
         assert_eq!(redacted("hush: abc begins", &secrets), "[KEY]: [PEM] [PEM]s");
+    }
+
+    #[test]
+    fn a_line_without_an_end_is_taken_in_pieces() {
+        let mut output = io::Cursor::new([b"a\n\n".to_vec(), vec![b'x'; 3 << 19], b"\nb".to_vec()].concat());
+        let lengths: Vec<usize> = std::iter::from_fn(|| next_line(&mut output)).map(|line| line.len()).collect();
+        assert_eq!(lengths, [1, 0, 1 << 20, 1 << 19, 1]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use artifact::event::Status;
 use artifact::{CacheRecord, Digest};
+use rustix::process::Pid;
 
 use crate::child::Job;
 use crate::plan::Plan;
@@ -101,6 +102,11 @@ impl States {
     /// Places of the stages that run.
     pub fn running(&self) -> impl ExactSizeIterator<Item = usize> + '_ {
         self.running.iter().copied()
+    }
+
+    /// Their processes.
+    pub fn processes(&self) -> Vec<Pid> {
+        self.running().filter_map(|index| if let State::Running(job) = &self.all[index] { job.process() } else { None }).collect()
     }
 
     /// Whether something runs or is ready to.
