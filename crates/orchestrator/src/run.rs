@@ -1,6 +1,7 @@
 //! Running a plan: each stage in a process of its own, several at once, what is unchanged not at all.
 
 mod end;
+mod start;
 mod states;
 
 use std::collections::BTreeMap;
@@ -9,15 +10,14 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use artifact::event::{StageResult, Status, Usage};
-use artifact::object_store::{Lock, remove_tree};
-use artifact::{CacheRecord, Digest, Doing, Event, Level, ObjectStore, Settings, Sink, Stage, StageError, StageSpec};
+use artifact::object_store::remove_tree;
+use artifact::{CacheRecord, Digest, Event, Level, ObjectStore, Settings, Sink, StageError};
 
 use crate::begun::{Begun, machine};
 use crate::budget::Budget;
-use crate::child::{Job, Limits, Place, Said, end_all};
-use crate::command::Command;
+use crate::child::{Job, Said, end_all};
 use crate::guard::Guard;
-use crate::plan::{Plan, Planned};
+use crate::plan::Plan;
 use crate::render;
 use crate::rules::promote;
 use crate::select::Selected;
@@ -89,11 +89,8 @@ impl<'a> Run<'a> {
         sink: &'a dyn Sink,
         stop: &'a AtomicBool,
     ) -> Self {
-        let states = States::new(plan);
-        let facts = vec![(None, None); plan.stages.len()];
         let (said, hears) = channel();
-        let artifacts = vec![None; plan.stages.len()];
-        let (unsettled, tries, halted) = (Vec::new(), vec![0; plan.stages.len()], false);
+        let stages = plan.stages.len();
         Self {
             begun,
             plan,
@@ -102,15 +99,15 @@ impl<'a> Run<'a> {
             options,
             sink,
             stop,
-            states,
-            facts,
+            states: States::new(plan),
+            facts: vec![(None, None); stages],
             machine: machine(),
             said,
             hears,
-            artifacts,
-            unsettled,
-            tries,
-            halted,
+            artifacts: vec![None; stages],
+            tries: vec![0; stages],
+            halted: false,
+            unsettled: Vec::new(),
             guard: None,
         }
     }
@@ -210,79 +207,6 @@ impl<'a> Run<'a> {
         }
         self.done(index, Status::Cached, 0.0, record);
         true
-    }
-
-    /// Starts a stage if there is a free job and nobody is making the very same. Two pipelines may share a stage, and with
-    /// it the scratch folder of its key: one makes it, the other takes it from the cache.
-    fn start_if_free(&mut self, index: usize, key: Digest, waited: bool) {
-        let plan = self.plan;
-        let running: Vec<&Planned> = self.states.running().map(|index| &plan.stages[index]).collect();
-        if !self.options.budget.fits(plan, &running, &plan.stages[index]) {
-            return;
-        }
-        let mut locks = match self.own(&plan.stages[index].needs.mutex) {
-            Ok(Some(locks)) => locks,
-            Ok(None) => return,
-            Err(error) => return self.failed(index, error, 0.0),
-        };
-        let only = match self.store.try_lock(&format!("key-{key}")).doing(|| format!("taking the lock of the key {key}")) {
-            Ok(Some(only)) => only,
-            Ok(None) => {
-                if !waited && !self.states.jobs().any(|job| job.key == key) {
-                    let message = "another run is making the very same: waiting for it".to_owned();
-                    self.sink.emit(Event::Log { stage: self.plan.stages[index].name.clone(), level: Level::Info, message });
-                }
-                self.states.set(index, State::Ready { key, elsewhere: true, not_before: None });
-                return;
-            }
-            Err(error) => return self.failed(index, error, 0.0),
-        };
-        // Whoever held the lock until now has left it in the cache, unless it failed.
-        if self.take_from_cache(index, &key) {
-            return;
-        }
-        locks.push(only);
-        match self.start(index, key, locks) {
-            Ok(job) => self.states.set(index, State::Running(Box::new(job))),
-            Err(error) => self.failed(index, error, 0.0),
-        }
-    }
-
-    /// What a stage asks to have for itself; none while another one, of whatever run on this store, has a part of it.
-    fn own(&self, names: &[String]) -> Result<Option<Vec<Lock>>, StageError> {
-        let lock = |name: &String| self.store.try_lock(&format!("mutex-{name}")).doing(|| format!("taking the lock of `{name}`"));
-        names.iter().map(lock).collect()
-    }
-
-    fn start(&mut self, index: usize, key: Digest, locks: Vec<Lock>) -> Result<Job, StageError> {
-        let guard = self.guard(index)?;
-        let planned = &self.plan.stages[index];
-        let name = &planned.name;
-        let object = |from: &usize| self.artifacts[*from].map(|digest| self.store.object(&digest)).unwrap_or_default();
-        let spec = StageSpec {
-            name: name.clone(),
-            uses: planned.stage.uses().to_owned(),
-            config: planned.stage.config().doing(|| format!("writing the config of `{name}`"))?,
-            inputs: planned.inputs.iter().map(|(key, all)| (key.clone(), all.iter().map(object).collect())).collect(),
-            // What follows the last dot is the stage: see `gc`.
-            output: self.store.staging(&format!("{}.{}", self.begun.name, name.replace('.', "%2E"))),
-            settings: Settings { scratch: Some(self.store.scratch(&key)), ..self.options.settings.clone() },
-        };
-        let needs = &planned.needs;
-        let cores = needs.cores.map(|_| self.options.budget.cores_of(planned));
-        let limits = Limits { cores, memory: needs.memory, timeout: needs.timeout };
-        Job::start(spec, key, locks, limits, Place { index, folder: &self.begun.folder, said: self.said.clone(), guard })
-    }
-
-    /// A stage that runs a program has a guard: the run's, started when it is first needed.
-    fn guard(&mut self, index: usize) -> Result<Option<Guard>, StageError> {
-        if self.plan.stages[index].stage.uses() != Command::USES {
-            return Ok(None);
-        }
-        if self.guard.is_none() {
-            self.guard = Some(Guard::start(&self.states.processes()).doing(|| "starting the guard of the programs".into())?);
-        }
-        Ok(self.guard.clone())
     }
 
     /// Passes on what a stage says. Its end is told by this process, once the artifact is in its place.
