@@ -7,8 +7,8 @@ use crate::{Said, Scratch, finish};
 
 /// Keeps its table in the file `table`.
 const CRONTAB: &str = "#!/bin/sh\ncd \"$FAKE\"\ncase $1 in -l) [ -f table ] || { echo 'no crontab for me' >&2; exit 1; }; cat table;; -) cat > table;; esac\n";
-/// Notes in the file `systemctl` what it was told.
-const SYSTEMCTL: &str = "#!/bin/sh\necho \"$@\" >> \"$FAKE/systemctl\"\n";
+/// Notes in the file `systemctl` what it was told; fails where there is a file `no-systemd`.
+const SYSTEMCTL: &str = "#!/bin/sh\n[ ! -e \"$FAKE/no-systemd\" ] || { echo 'no bus' >&2; exit 1; }\necho \"$@\" >> \"$FAKE/systemctl\"\n";
 
 impl Scratch {
     /// Runs `episteme ARGS` with a `crontab` and a `systemctl` of our own, and a folder `config` for units.

@@ -123,6 +123,16 @@ fn systemd_gets_a_service_and_a_timer_and_loses_them_again() {
     assert!(told.contains("--user enable --now episteme-scored-") && told.contains("--user disable --now episteme-scored-"), "{told}");
 }
 
+#[test]
+fn a_timer_that_cannot_be_started_is_not_installed() {
+    let scratch = Scratch::new();
+    scratch.write("p.toml", nightly("15 2 * * *"));
+    scratch.write("no-systemd", "");
+    scratch.with_cron(&["schedule", "install", "--systemd", "p.toml"]).fails(1, &["no bus", "enable-linger"]);
+    let listed = scratch.with_cron(&["schedule", "list"]).ok();
+    assert!(listed.stdout.is_empty() && listed.stderr.contains("nothing is scheduled"), "{listed:?}");
+}
+
 /// Starts the scheduler, waits until `done` or the patience ends, and ends it with SIGTERM; what it said.
 fn until(scratch: &Scratch, args: &[&str], done: impl Fn() -> bool) -> (Option<i32>, String) {
     let mut command = scratch.command(&[&["schedule", "run", "p.toml"], args].concat());

@@ -223,7 +223,9 @@ impl Armed {
         match ended.status.success() {
             true => Ok(()),
             false => {
-                Err(format!("`{}` ended with {}: {}", secrets.redact(command), ended.status, String::from_utf8_lossy(&ended.stderr).trim()))
+                let said = String::from_utf8_lossy(&ended.stderr);
+                let said = if said.trim().is_empty() { String::new() } else { format!(": {}", said.trim()) };
+                Err(format!("`{}` ended with {}{said}", secrets.redact(command), ended.status))
             }
         }
     }

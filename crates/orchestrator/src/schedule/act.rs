@@ -124,8 +124,11 @@ fn remove(global: &Global, what: &[String]) -> Result<u8, Failure> {
     let all: Vec<Scheduled> = crontab.blocks.iter().map(Block::scheduled).chain(units.iter().map(Unit::scheduled)).collect();
     if let Some(strange) = what.iter().find(|what| !all.iter().any(|one| one.is(what))) {
         let error = StageError::new(format!("`{strange}` is neither in the crontab nor among systemd's timers"));
-        let known = all.iter().map(|one| one.pipeline.as_str());
-        return Err(Failure::Asked(error.help(artifact::config::suggest(strange, known))));
+        let help = match all.is_empty() {
+            true => "nothing is scheduled".to_owned(),
+            false => artifact::config::suggest(strange, all.iter().map(|one| one.pipeline.as_str())),
+        };
+        return Err(Failure::Asked(error.help(help)));
     }
     let goes = |one: Scheduled| what.iter().any(|what| one.is(what));
     for unit in units.iter().filter(|unit| goes(unit.scheduled())) {

@@ -58,7 +58,7 @@ impl<'a> Scheduler<'a> {
     /// When no process can be started, or what was due cannot be noted.
     pub fn run(mut self, stop: &dyn Fn() -> bool) -> Result<(), StageError> {
         for entry in &self.entries {
-            let due = entry.due.as_ref().map_or_else(|| "never".to_owned(), Zoned::to_string);
+            let due = entry.due.as_ref().map_or_else(|| "never".to_owned(), moment);
             say(&format!("{}: due {due}", entry.job.name));
         }
         while !stop() {
@@ -85,9 +85,13 @@ impl<'a> Scheduler<'a> {
         let late = now.timestamp().duration_since(due.timestamp()).unsigned_abs();
         entry.due = entry.job.calendar.after(&now);
         match (late > LATE + entry.job.jitter, self.catch_up) {
-            (true, CatchUp::None) => say(&format!("{}: was due {due}; missed, and not caught up", entry.job.name)),
+            (true, CatchUp::None) => say(&format!("{}: was due {}; missed, and not caught up", entry.job.name, moment(&due))),
             (missed, _) if entry.child.is_none() => {
-                say(&format!("{}: {}", entry.job.name, if missed { format!("catches up what was due {due}") } else { "starts".into() }));
+                say(&format!(
+                    "{}: {}",
+                    entry.job.name,
+                    if missed { format!("catches up what was due {}", moment(&due)) } else { "starts".into() }
+                ));
                 entry.child = Some(start(&entry.job)?);
             }
             _ => say(&format!("{}: is due, and still at work: skipped", entry.job.name)),
@@ -135,5 +139,9 @@ fn delay(job: &Job, due: &Zoned) -> Duration {
 }
 
 fn say(text: &str) {
-    anstream::eprintln!("{} {text}", Zoned::now().strftime("%F %T"));
+    anstream::eprintln!("{} {text}", moment(&Zoned::now()));
+}
+
+fn moment(at: &Zoned) -> String {
+    at.strftime("%F %T").to_string()
 }

@@ -43,7 +43,7 @@ pub fn install(job: &Job) -> Result<PathBuf, StageError> {
     let unit = unit_name(job);
     let words: Vec<String> = job.command.iter().map(|word| quoted(word)).collect();
     let mark = format!("{MARK}{} {}\n# {}", job.name, job.file.display(), job.schedule);
-    let description = format!("Description=episteme {}", job.name);
+    let description = format!("Description=episteme {}", job.name.replace('%', "%%"));
     let service = format!("{mark}\n[Unit]\n{description}\n\n[Service]\nType=oneshot\nExecStart={}\n", words.join(" "));
     let when: String = job.calendar.systemd().iter().map(|line| format!("OnCalendar={line}\n")).collect();
     let jitter = if job.jitter.is_zero() { String::new() } else { format!("RandomizedDelaySec={}\n", job.jitter.as_secs_f64()) };
@@ -52,9 +52,13 @@ pub fn install(job: &Job) -> Result<PathBuf, StageError> {
         let path = folder.join(format!("{unit}.{ending}"));
         durable::write_file(&path, text.as_bytes()).doing(|| format!("writing {}", path.display()))?;
     }
-    systemctl(&["daemon-reload"])?;
-    systemctl(&["enable", "--now", &format!("{unit}.timer")])?;
-    Ok(folder.join(format!("{unit}.timer")))
+    let timer = format!("{unit}.timer");
+    let started = systemctl(&["daemon-reload"]).and_then(|()| systemctl(&["enable", "--now", &timer]));
+    if started.is_err() {
+        // What does not run is not installed.
+        ["service", "timer"].iter().for_each(|ending| drop(fs::remove_file(folder.join(format!("{unit}.{ending}")))));
+    }
+    started.map(|()| folder.join(timer))
 }
 
 /// The pipelines that have timers.
@@ -110,7 +114,8 @@ fn quoted(word: &str) -> String {
 
 fn systemctl(args: &[&str]) -> Result<(), StageError> {
     let said = || format!("systemctl --user {}", args.join(" "));
-    let output = Command::new("systemctl").arg("--user").args(args).output().doing(|| format!("starting `{}`", said()))?;
+    let output = Command::new("systemctl").arg("--user").args(args).output();
+    let output = output.doing(|| format!("starting `{}`", said())).map_err(|error| error.help("is there a systemd on this machine?"))?;
     match output.status.success() {
         true => Ok(()),
         false => Err(StageError::new(format!("`{}` failed: {}", said(), String::from_utf8_lossy(&output.stderr).trim()))
