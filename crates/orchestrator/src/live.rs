@@ -1,7 +1,7 @@
 //! The live view on a terminal: every stage in its place in the graph, with its state, a bar while it works, and how long the
 //! rest will take.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -44,6 +44,8 @@ struct Rows {
     bars: BTreeMap<String, ProgressBar>,
     started: BTreeMap<String, Instant>,
     over: BTreeMap<String, Status>,
+    /// Of the plan, and not of this run: `--only` and the like.
+    apart: BTreeSet<String>,
     sum: Option<ProgressBar>,
 }
 
@@ -67,9 +69,11 @@ impl Live {
         Self { all: MultiProgress::new(), stages: stages.collect(), rows: Mutex::default() }
     }
 
-    fn list_all(&self, rows: &mut Rows) {
+    fn list_all(&self, rows: &mut Rows, wanted: &[String]) {
+        let wanted: BTreeSet<&String> = wanted.iter().collect();
+        rows.apart = self.stages.iter().map(|stage| &stage.name).filter(|name| !wanted.contains(name)).cloned().collect();
         if self.stages.len() <= LISTED {
-            for stage in &self.stages {
+            for stage in self.stages.iter().filter(|stage| !rows.apart.contains(&stage.name)) {
                 rows.bars.insert(stage.name.clone(), self.row(stage, STILL, "waiting"));
             }
         }
@@ -114,7 +118,7 @@ impl Live {
         let at_work = rows.started.keys().filter(|name| !rows.over.contains_key(*name)).count();
         let left = self.seconds_left(rows).filter(|left| *left >= 1.0);
         let left = left.map(|left| format!(", about {} left", render::duration(left))).unwrap_or_default();
-        sum.set_message(format!("{} of {} done, {at_work} at work{left}", rows.over.len(), self.stages.len()));
+        sum.set_message(format!("{} of {} done, {at_work} at work{left}", rows.over.len(), self.stages.len() - rows.apart.len()));
     }
 
     /// Along the longest way through what is not over, by what each stage took the last time; none when one never ran.
@@ -123,7 +127,8 @@ impl Live {
         for stage in &self.stages {
             let begin = stage.upstream.iter().map(|from| ends[*from]).fold(0.0, f64::max);
             let passed = rows.started.get(&stage.name).map_or(0.0, |start| start.elapsed().as_secs_f64());
-            let rest = if rows.over.contains_key(&stage.name) { 0.0 } else { (stage.expected? - passed).max(0.0) };
+            let is_over = rows.over.contains_key(&stage.name) || rows.apart.contains(&stage.name);
+            let rest = if is_over { 0.0 } else { (stage.expected? - passed).max(0.0) };
             ends.push(begin + rest);
         }
         ends.into_iter().reduce(f64::max)
@@ -145,7 +150,7 @@ impl Sink for Live {
     fn emit(&self, event: Event) {
         let Ok(mut rows) = self.rows.lock() else { return };
         match &event {
-            Event::RunStarted { .. } => self.list_all(&mut rows),
+            Event::RunStarted { stages, .. } => self.list_all(&mut rows, stages),
             Event::StageStarted { stage, .. } => self.start(&mut rows, stage),
             Event::Progress { stage, label, done, total, unit } => {
                 if let Some(bar) = rows.bars.get(stage) {
@@ -221,5 +226,7 @@ mod tests {
         assert_eq!(live.seconds_left(&rows), Some(4.0), "b is late, so c decides");
         live.stages[3].expected = None;
         assert_eq!(live.seconds_left(&rows), None, "nobody knows");
+        rows.apart.insert("d".into());
+        assert_eq!(live.seconds_left(&rows), Some(3.0), "what the run is not about takes no time");
     }
 }
