@@ -171,6 +171,23 @@ fn a_secret_is_used_and_neither_stored_nor_shown_nor_part_of_the_key() {
     let file = scratch.write("token.txt", "open-sesame\n");
     with("TOKEN_FILE", &file.to_string_lossy()).ok();
     scratch.episteme(&["run", "p.toml"]).fails(2, &["`secrets`", "TOKEN_FILE"]);
+    for verb in ["plan", "status"] {
+        scratch.episteme(&[verb, "p.toml"]).ok();
+    }
+    scratch.episteme(&["why", "made", "p.toml"]).ok();
+}
+
+#[test]
+fn numbers_of_the_environment_are_the_texts_that_they_look_like() {
+    let with =
+        |env: &str| format!("[params]\nn = 3\n[stages.made]\nuses = 'command'\nrun = 'echo $N $X $F > ${{output}}/o'\nenv = {env}\n");
+    let scratch = scratch(&with("{ N = '${params.n}', X = 0.5, F = true }"));
+    let first = run(&scratch).ok();
+    assert_eq!(made(&scratch, &first, "made", "o"), "3 0.5 true\n");
+    scratch.write("p.toml", with("{ N = '3', X = '0.5', F = 'true' }"));
+    assert_eq!(status(&run(&scratch).ok(), "made"), "cached");
+    scratch.write("p.toml", with("{ N = [3] }"));
+    scratch.episteme(&["run", "p.toml"]).fails(2, &["a text, a number, true or false"]);
 }
 
 // --- how it ends -----------------------------------------------------------------------------------------------------------
@@ -234,6 +251,16 @@ fn whatever_ends_a_run_ends_its_programs_and_what_they_started() {
         assert_eq!(code, (signal != "-KILL").then_some(130));
         wait_until("the program's end", || !is_alive(&pid));
     }
+}
+
+#[test]
+fn an_interrupted_run_says_that_nothing_finished_is_lost() {
+    let scratch = scratch(SLEEPS);
+    let run = scratch.command(&["run", "p.toml"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_until("the program", || fs::read_to_string(scratch.path().join("pid")).is_ok_and(|pid| pid.ends_with('\n')));
+    std::process::Command::new("kill").args(["-INT", &run.id().to_string()]).status().unwrap();
+    let said = run.wait_with_output().unwrap();
+    assert!(String::from_utf8_lossy(&said.stderr).contains("interrupted: what has finished is kept"));
 }
 
 #[test]

@@ -198,7 +198,7 @@ fn a_run_can_be_about_a_part_of_the_pipeline() {
     assert_eq!(names(run(&["--only", "d"])), ["d ran"]);
     assert_eq!(names(run(&["--only", "c", "--force"])), ["c ran"]);
     assert_eq!(names(run(&["--force=b"])), ["a cached", "b ran", "c ran", "d cached"]);
-    run(&["--from", "e"]).fails(2, &["no stage `e`"]);
+    run(&["--from", "e"]).fails(2, &["`e` is no stage of p.toml"]);
 }
 
 // --- failure and limits --------------------------------------------------------------------------------------------------

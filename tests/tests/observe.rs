@@ -102,6 +102,49 @@ fn a_tag_stands_wherever_a_digest_can() {
 }
 
 #[test]
+fn why_speaks_of_each_variant_and_shows_where_long_values_part() {
+    let scratch = Scratch::new();
+    let long = "echo a text that is so long that its end is not seen when it is cut after some forty characters";
+    let text = format!(
+        "name = 'v'\n[params]\nx = 1\n[stages.say]\nuses = 'command'\nmatrix = {{ k = [1, 2] }}\nrun = '{long} ${{matrix.k}} ${{params.x}}'\n"
+    );
+    scratch.write("v.toml", text);
+    scratch.episteme(&["run", "v.toml"]).ok();
+    let why = |args: &[&str]| scratch.episteme(&[&["why", "say", "v.toml", "--set", "params.x=7"], args].concat()).ok();
+    let told = why(&[]).stdout;
+    for text in ["say@k=1 would run", "characters 1 1\", is ", "characters 1 7\"", "say@k=2 would run", "characters 2 7\""] {
+        assert!(told.contains(text), "`{text}` is not in\n{told}");
+    }
+    let told = json(&why(&["--json"]));
+    assert_eq!((told["stage"].as_str(), told["will"].as_str()), (Some("say"), Some("run")));
+    assert_eq!(told["because"].as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn a_word_that_means_nothing_is_told_of_as_such() {
+    let scratch = two();
+    scratch.episteme(&["run", "two.toml"]).ok();
+    let said = scratch.episteme(&["log", "--json"]).ok();
+    let day = json(&said)["runs"][0]["run"].as_str().expect("a name")[..8].to_owned();
+    scratch.episteme(&["show", "nothing"]).fails(2, &["`nothing` is no run, tag or digest", "--pipeline FILE"]);
+    scratch.episteme(&["show", "last~9"]).fails(2, &["no run `last~9`", "2 of them"]);
+    scratch.episteme(&["show", &day]).fails(2, &["2 runs begin with"]);
+}
+
+#[test]
+fn a_sum_counts_what_failed_and_what_was_skipped_and_a_diff_only_what_is_there() {
+    let scratch = Scratch::new();
+    let stages = "[stages.a]\nuses = 'command'\nrun = 'false'\n[stages.b]\nuses = 'command'\nrun = 'true'\ninputs = { a = 'a' }\n";
+    scratch.write("p.toml", stages);
+    scratch.write("q.toml", stages);
+    let said = scratch.episteme(&["run", "p.toml"]);
+    assert!(said.stdout.contains("0 ran, 0 cached, 1 failed, 1 skipped"), "{}", said.stdout);
+    assert_eq!(scratch.episteme(&["run", "q.toml"]).code, 1);
+    let told = scratch.episteme(&["diff", "last~1", "last"]).ok().stdout;
+    assert!(told.contains("two pipelines, `p` and `q`") && !told.contains("the same"), "{told}");
+}
+
+#[test]
 fn why_names_exactly_what_differs() {
     let scratch = two();
     let why = |args: &[&str]| scratch.episteme(&[&["why"], args].concat()).ok().stdout;

@@ -90,10 +90,16 @@ fn missing_keys<S: Stage>(table: &Spanned<DeTable<'_>>) -> Vec<ConfigProblem> {
                 path: Vec::new(),
                 span: Some(table.span()),
                 message: format!("`{}` needs the key `{key}`", S::USES),
-                help: about.map(|text| format!("{key}: {}", text.lines().next().unwrap_or_default())),
+                help: about.map(|text| format!("{key}: {}", first_sentence(text))),
             }
         })
         .collect()
+}
+
+/// Of a doc comment, in which a sentence goes over lines.
+fn first_sentence(about: &str) -> String {
+    let line = about.split_whitespace().collect::<Vec<_>>().join(" ");
+    line.split_inclusive(". ").next().unwrap_or_default().trim_end().to_owned()
 }
 
 /// The top-level key whose name or value holds this span.
@@ -239,6 +245,12 @@ mod tests {
         for text in ["epoch", "'fast'", "ur"] {
             assert!(rest.contains(&text), "{text} in {found:?}");
         }
+    }
+
+    #[test]
+    fn a_key_is_explained_by_a_whole_sentence() {
+        assert_eq!(first_sentence("A text for `x.y`,\nor a list. More of it."), "A text for `x.y`, or a list.");
+        assert_eq!(first_sentence("The rate"), "The rate");
     }
 
     #[test]

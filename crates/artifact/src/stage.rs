@@ -53,6 +53,14 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'stat
         Ok(None)
     }
 
+    /// Looks whether that is there which a run needs and no cache key covers: secrets. Asked before anything runs, and only then.
+    ///
+    /// # Errors
+    /// What is not there.
+    fn ready(&self) -> Result<(), StageError> {
+        Ok(())
+    }
+
     /// Does the work: reads `context.input(…)`, writes files below `context.output()`.
     ///
     /// # Errors
@@ -124,6 +132,11 @@ pub trait AnyStage: Send + Sync {
     /// # Errors
     /// As there.
     fn outside(&self, settings: &Settings) -> Result<Option<Digest>, StageError>;
+    /// As [`Stage::ready`].
+    ///
+    /// # Errors
+    /// As there.
+    fn ready(&self) -> Result<(), StageError>;
     /// The whole config as JSON, with defaults filled in.
     ///
     /// # Errors
@@ -157,6 +170,9 @@ impl<S: Stage> AnyStage for S {
     }
     fn outside(&self, settings: &Settings) -> Result<Option<Digest>, StageError> {
         Stage::outside(self, settings)
+    }
+    fn ready(&self) -> Result<(), StageError> {
+        Stage::ready(self)
     }
     fn config(&self) -> Result<Value, serde_json::Error> {
         serde_json::to_value(self)

@@ -34,8 +34,9 @@ pub struct Command {
     /// A JSON file among the outputs whose numbers are the stage's metrics; tables in it become dotted names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<String>,
-    /// Environment variables and their values.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    /// Environment variables and their values: texts, numbers, true or false.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "environment::values")]
+    #[schemars(with = "BTreeMap<String, environment::Scalar>")]
     pub env: BTreeMap<String, String>,
     /// Environment variables that are passed on; their values are part of the cache key. Beside them the program sees only PATH, HOME,
     /// USER, LOGNAME, TMPDIR, TZ and LANG.
@@ -120,8 +121,7 @@ impl Stage for Command {
     }
 
     fn check(&self) -> Vec<ConfigProblem> {
-        let inputs: Vec<&str> = self.inputs.keys().map(String::as_str).collect();
-        let mut problems = text::problems(&self.run, &self.env, &inputs);
+        let mut problems = text::problems(&self.run, &self.env, &self.inputs);
         problems.extend(environment::problems(self));
         problems.extend(self.outputs.paths().into_iter().filter_map(|path| outputs::problem("outputs", path)));
         problems.extend(self.metrics.iter().filter_map(|path| outputs::problem("metrics", path)));
@@ -131,7 +131,6 @@ impl Stage for Command {
     }
 
     fn outside(&self, settings: &Settings) -> Result<Option<Digest>, StageError> {
-        environment::secrets(self)?;
         let taken = environment::taken(self)?;
         if self.files.is_empty() && taken.is_empty() {
             return Ok(None);
@@ -140,13 +139,17 @@ impl Stage for Command {
         Digest::of_json(&(files, taken)).doing(|| "digesting what the command reads".into()).map(Some)
     }
 
+    fn ready(&self) -> Result<(), StageError> {
+        environment::secrets(self).map(drop)
+    }
+
     fn run(&self, context: &RunContext) -> Result<Outcome, StageError> {
         let place = context.settings().base.join(&self.directory);
         let before = outputs::looks(&place, &self.outputs.paths());
         let secrets = environment::secrets(self)?;
         let mut program = text::command(&self.run, context)?;
         program.current_dir(&place).env_clear().envs(environment::all(self, context)?).envs(secrets.iter().cloned());
-        process::run(program, &place, &secrets, context)?;
+        process::run(program, &text::shown(&self.run), &place, &secrets, context)?;
         outputs::gather(self, context.output(), &place, &before)
     }
 }

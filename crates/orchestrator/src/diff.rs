@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::cli::Global;
 use crate::document::{Diff, Document};
-use crate::made::{Difference, Made, short};
+use crate::made::{Difference, Made, short, side_by_side};
 use crate::record::{RunRecord, StageRecord};
 use crate::resolve::Meant;
 use crate::verbs::print_document;
@@ -101,7 +101,7 @@ fn runs(global: &Global, a: &RunRecord, b: &RunRecord) -> Result<u8, Failure> {
     let stages = stages(a, b);
     let results = |run: &RunRecord| -> BTreeMap<String, Value> {
         let digest = |artifact: Option<Digest>| artifact.map(|digest| digest.to_string()).into();
-        run.stages.iter().map(|stage| (stage.name.clone(), digest(stage.artifact))).collect()
+        run.stages.iter().filter(|stage| stage.artifact.is_some()).map(|stage| (stage.name.clone(), digest(stage.artifact))).collect()
     };
     let (artifacts, same_artifacts) = pairs(&results(a), &results(b));
     let (metrics, same_metrics) = pairs(&numbers(&a.metrics), &numbers(&b.metrics));
@@ -112,6 +112,9 @@ fn runs(global: &Global, a: &RunRecord, b: &RunRecord) -> Result<u8, Failure> {
     }
     anstream::println!("a  {}: {}{}", a.run, a.state.word(), took(a));
     anstream::println!("b  {}: {}{}", b.run, b.state.word(), took(b));
+    if a.pipeline != b.pipeline {
+        anstream::println!("These are runs of two pipelines, `{}` and `{}`.", a.pipeline, b.pipeline);
+    }
     for stage in &stages {
         anstream::println!("\n{}{}", stage.name, stage.only.map(|run| format!(": only in {run}")).unwrap_or_default());
         stage.differences.iter().for_each(|difference| anstream::println!("  {difference}"));
@@ -206,7 +209,10 @@ fn tell(title: &str, pairs: &[Pair], same: usize) {
     anstream::println!("\n{title}{rest}");
     let width = pairs.iter().map(|pair| pair.name.len()).max().unwrap_or_default();
     for pair in pairs {
-        let (a, b) = (shown(&pair.a), shown(&pair.b));
+        let (a, b) = match (&pair.a, &pair.b) {
+            (Value::String(_), Value::String(_)) => side_by_side(&pair.a, &pair.b),
+            (a, b) => (shown(a), shown(b)),
+        };
         let change = pair.a.as_f64().zip(pair.b.as_f64()).map(|(a, b)| format!("  {:+.6}", b - a)).unwrap_or_default();
         anstream::println!("  {:<width$}  {a:>14}  {b:>14}{change}", pair.name);
     }

@@ -90,11 +90,11 @@ pub enum Document {
     Diff(Diff),
     /// `why`.
     Why {
-        /// The stage.
+        /// The stage, as it was asked for.
         stage: String,
-        /// What would become of it.
+        /// What would become of it; of one with variants, `run` if one of them would, or else `after_upstream`.
         will: Will,
-        /// Its artifact, when it is there.
+        /// Its artifact, when it is there; null of several variants.
         artifact: Option<Digest>,
         /// The stages that would run, itself or before it, and why.
         because: Vec<Because>,

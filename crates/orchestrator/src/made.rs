@@ -123,7 +123,7 @@ pub struct Difference {
 
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (key, before, now) = (&self.key, short(&self.before), short(&self.now));
+        let (key, (before, now)) = (&self.key, side_by_side(&self.before, &self.now));
         match self.kind {
             Kind::Type => write!(f, "it was {before}, is {now}"),
             Kind::Code => write!(f, "its code was version {before}, is {now}"),
@@ -134,18 +134,35 @@ impl fmt::Display for Difference {
     }
 }
 
+/// How many characters of a value are shown.
+const LONGEST: usize = 40;
+
 /// A value on a line; a digest by its beginning.
 pub fn short(value: &Value) -> String {
-    const LONGEST: usize = 40;
-    let text = match value {
+    part(&whole(value), 0)
+}
+
+/// Two values that differ, each on a line, and of long ones the part where they do.
+pub fn side_by_side(a: &Value, b: &Value) -> (String, String) {
+    let (a, b) = (whole(a), whole(b));
+    let same = a.chars().zip(b.chars()).take_while(|(a, b)| a == b).count();
+    let is_long = a.chars().count().max(b.chars().count()) > LONGEST;
+    let from = if is_long { same.saturating_sub(LONGEST / 4) } else { 0 };
+    (part(&a, from), part(&b, from))
+}
+
+fn whole(value: &Value) -> String {
+    match value {
         Value::Null => "not there".to_owned(),
         Value::String(text) if text.parse::<Digest>().is_ok() => text[..12].to_owned(),
         value => value.to_string(),
-    };
-    match text.char_indices().nth(LONGEST) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
     }
+}
+
+fn part(text: &str, from: usize) -> String {
+    let shown: String = text.chars().skip(from).take(LONGEST).collect();
+    let (before, after) = (if from > 0 { "…" } else { "" }, if from + LONGEST < text.chars().count() { "…" } else { "" });
+    format!("{before}{shown}{after}")
 }
 
 /// Every leaf of a config by its path.
@@ -201,6 +218,15 @@ mod tests {
         assert_eq!(other, [format!("its `input` from `clean` has changed: was {a}, is {b}")]);
         let outside = told(|now| now.outside = Some(Digest::of(b"b")));
         assert_eq!(outside, [format!("what it reads from outside the store has changed: was not there, is {b}")]);
+    }
+
+    #[test]
+    fn of_long_values_the_part_where_they_differ_is_shown() {
+        let long = |end: &str| Value::from(format!("{}{end}{}", "x".repeat(100), "y".repeat(100)));
+        let (a, b) = side_by_side(&long("one"), &long("two"));
+        assert_eq!(a, format!("…{}one{}…", "x".repeat(10), "y".repeat(27)));
+        assert_eq!(b, format!("…{}two{}…", "x".repeat(10), "y".repeat(27)));
+        assert_eq!(side_by_side(&Value::Null, &"z".into()), ("not there".to_owned(), "\"z\"".to_owned()));
     }
 
     #[test]

@@ -94,7 +94,7 @@ impl Pipeline {
         let shown = file.display().to_string();
         let text = std::fs::read_to_string(file).map_err(|error| {
             let problem = ConfigProblem::at("", format!("cannot read {shown}: {error}"));
-            let problem = problem.help("name a pipeline file: `episteme run pipelines/digits.toml`");
+            let problem = problem.help("name a pipeline file that is there: `episteme run my.toml`");
             Problems::new(&Sources::new(shown, String::new()), vec![problem])
         })?;
         Ok(Self::parse(file, text, given, types))

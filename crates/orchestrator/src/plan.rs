@@ -111,15 +111,18 @@ impl Plan {
         })
     }
 
-    /// The place of the stage of this name.
+    /// The places of the stage of this name, or of all variants of it.
     ///
     /// # Errors
     /// When there is none, with what was perhaps meant.
-    pub fn place(&self, name: &str) -> Result<usize, StageError> {
-        self.stages.iter().position(|stage| stage.name == name).ok_or_else(|| {
+    pub fn places(&self, name: &str) -> Result<Vec<usize>, StageError> {
+        let is_meant = |stage: &Planned| stage.name == name || stage.name.split('@').next() == Some(name);
+        let found: Vec<usize> = (0..self.stages.len()).filter(|index| is_meant(&self.stages[*index])).collect();
+        if found.is_empty() {
             let known = self.stages.iter().map(|stage| stage.name.as_str());
-            StageError::new(format!("`{name}` is no stage of {}", self.file.display())).help(config::suggest(name, known))
-        })
+            return Err(StageError::new(format!("`{name}` is no stage of {}", self.file.display())).help(config::suggest(name, known)));
+        }
+        Ok(found)
     }
 
     /// Digests of what stages read from outside the store, in the order of the plan.
@@ -128,6 +131,15 @@ impl Plan {
     /// What is missing or unreadable, with the stage's name.
     pub fn outside(&self, settings: &Settings) -> Result<Vec<Option<Digest>>, StageError> {
         self.outside_of(settings, &vec![true; self.stages.len()])
+    }
+
+    /// Looks whether secrets are there, for these stages.
+    ///
+    /// # Errors
+    /// What is not, with the stage's name.
+    pub fn ready(&self, needed: &[bool]) -> Result<(), StageError> {
+        let mut needed = self.stages.iter().zip(needed).filter(|(_, needed)| **needed);
+        needed.try_for_each(|(stage, _)| stage.stage.ready().map_err(|error| of_stage(&stage.name, error)))
     }
 
     /// As [`Self::outside`], for these stages alone.
@@ -142,10 +154,7 @@ impl Plan {
                 if !needed {
                     return Ok(None);
                 }
-                stage.stage.outside(settings).map_err(|mut error| {
-                    error.message = format!("stage `{}`: {}", stage.name, error.message);
-                    error
-                })
+                stage.stage.outside(settings).map_err(|error| of_stage(&stage.name, error))
             })
             .collect()
     }
@@ -278,4 +287,8 @@ fn cyclic(stages: &[Declared], cycle: &[usize]) -> ConfigProblem {
     let problem = ConfigProblem::at("", format!("the stages form a cycle: {}", names.join(" → ")));
     let problem = problem.help("let one of them take its input from elsewhere");
     ConfigProblem { span: written.or_else(|| Some(taker.span.clone())), ..problem }
+}
+/// An error that says which stage it is about.
+fn of_stage(stage: &str, error: StageError) -> StageError {
+    StageError { message: format!("stage `{stage}`: {}", error.message), ..error }
 }

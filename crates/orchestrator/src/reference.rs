@@ -224,8 +224,7 @@ fn kind_of(schema: &Value, root: &Value, depth: usize) -> String {
         return format!("`{value}`");
     }
     if let Some(cases) = schema["oneOf"].as_array().or(schema["anyOf"].as_array()) {
-        let mut kinds: Vec<String> =
-            cases.iter().filter(|case| case["type"] != "null").map(|case| kind_of(case, root, depth + 1)).collect();
+        let mut kinds: Vec<String> = cases.iter().filter(|case| case["type"] != "null").map(|case| kind_of(case, root, depth)).collect();
         kinds.dedup();
         return kinds.join(" or ");
     }
@@ -234,7 +233,7 @@ fn kind_of(schema: &Value, root: &Value, depth: usize) -> String {
         "integer" => "whole number".to_owned(),
         "number" => "number".to_owned(),
         "boolean" => "true or false".to_owned(),
-        "array" => format!("list of {}", kind_of(&schema["items"], root, depth + 1)),
+        "array" => format!("list of {}", kind_of(&schema["items"], root, depth)),
         _ => table(schema, root, depth),
     };
     match &schema["type"] {
@@ -253,7 +252,7 @@ fn table(schema: &Value, root: &Value, depth: usize) -> String {
             format!("table of {}", keys.join(", "))
         }
         _ if schema["additionalProperties"].is_object() => {
-            format!("table of {}", kind_of(&schema["additionalProperties"], root, depth + 1))
+            format!("table of {}", kind_of(&schema["additionalProperties"], root, depth))
         }
         _ => "table".into(),
     }

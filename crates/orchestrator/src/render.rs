@@ -117,10 +117,12 @@ impl Sink for Summary {
             anstream::println!();
             outputs.iter().for_each(|(name, path)| anstream::println!("  {name:<12} {path}"));
         }
-        let ran = stages.iter().filter(|stage| stage.status == Status::Ran).count();
-        let cached = stages.iter().filter(|stage| stage.status == Status::Cached).count();
+        let count = |status| stages.iter().filter(|stage| stage.status == status).count();
+        let (ran, cached) = (count(Status::Ran), count(Status::Cached));
+        let rest = [(count(Status::Failed), "failed"), (count(Status::Skipped), "skipped")].into_iter().filter(|(count, _)| *count > 0);
+        let rest: String = rest.map(|(count, word)| format!(", {count} {word}")).collect();
         let word = if ok { format!("{GREEN}done{GREEN:#}") } else { format!("{RED}not done{RED:#}") };
-        anstream::println!("\n{word} in {}: {ran} ran, {cached} cached", duration(seconds));
+        anstream::println!("\n{word} in {}: {ran} ran, {cached} cached{rest}", duration(seconds));
     }
 }
 
@@ -149,6 +151,12 @@ pub fn duration(seconds: f64) -> String {
         s if s < 100.0 => format!("{s:.1} s"),
         s => format!("{} min {} s", s as u64 / 60, s as u64 % 60),
     }
+}
+
+/// A moment of the record (RFC 3339, in UTC) by the clock on the wall.
+pub fn moment(recorded: &str) -> String {
+    let shown = |moment: jiff::Timestamp| moment.to_zoned(jiff::tz::TimeZone::system()).strftime("%F %T").to_string();
+    recorded.parse().map_or_else(|_| recorded.to_owned(), shown)
 }
 
 #[cfg(test)]

@@ -9,6 +9,9 @@ use crate::folder::{file_name, list};
 use crate::plan::Forecast;
 use crate::{Failure, record, tag, verbs};
 
+/// A run's name begins with its day.
+const DAY: &str = "YYYYMMDD";
+
 /// What was meant.
 pub enum Meant {
     /// A run, by its folder.
@@ -46,24 +49,23 @@ pub fn artifact(global: &Global, store: &ObjectStore, what: &str, pipeline: &Pat
 ///
 /// # Errors
 /// When several runs begin so, or the runs cannot be listed.
-pub fn run(store: &ObjectStore, what: &str) -> Result<Option<PathBuf>, StageError> {
+pub fn run(store: &ObjectStore, what: &str) -> Result<Option<PathBuf>, Failure> {
     let folders = record::folders(store)?;
     if let Some(back) = what.strip_prefix("last") {
         let back = if back.is_empty() { Some(0) } else { back.strip_prefix('~').and_then(|back| back.parse::<usize>().ok()) };
         if let Some(back) = back {
-            return match folders.iter().rev().nth(back) {
-                Some(folder) => Ok(Some(folder.clone())),
-                None => {
-                    Err(StageError::new(format!("there are {} runs on {}", folders.len(), store.root().display())).help("episteme log"))
-                }
+            let too_far = || {
+                let error = StageError::new(format!("there is no run `{what}`: {} has {} of them", store.root().display(), folders.len()));
+                Failure::Asked(error.help("`episteme log` lists them"))
             };
+            return folders.iter().rev().nth(back).cloned().map(Some).ok_or_else(too_far);
         }
     }
     if let Some(exact) = folders.iter().find(|folder| file_name(folder) == what) {
         return Ok(Some(exact.clone()));
     }
-    // `2026` would be a digest's beginning as well: a run's time has a `T`.
-    if !what.contains('T') {
+    // What is shorter than a day may be a digest's beginning as well.
+    if what.len() < DAY.len() {
         return Ok(None);
     }
     let found: Vec<&PathBuf> = folders.iter().filter(|folder| file_name(folder).starts_with(what)).collect();
@@ -71,7 +73,8 @@ pub fn run(store: &ObjectStore, what: &str) -> Result<Option<PathBuf>, StageErro
         [] => Ok(None),
         [one] => Ok(Some((*one).clone())),
         many => {
-            Err(StageError::new(format!("{} runs begin with {what}", many.len())).help("give more of the name: `episteme log` lists them"))
+            let error = StageError::new(format!("{} runs begin with {what}", many.len()));
+            Err(Failure::Asked(error.help("give more of the name: `episteme log` lists them")))
         }
     }
 }
@@ -92,6 +95,12 @@ fn by_digest(store: &ObjectStore, beginning: &str) -> Result<Option<Digest>, Fai
 
 /// The artifact that a stage of the pipeline has now.
 fn stage_artifact(global: &Global, store: &ObjectStore, file: &Path, name: &str) -> Result<Digest, Failure> {
+    if !file.exists() {
+        let error = StageError::new(format!("`{name}` is no run, tag or digest of {}", store.root().display()));
+        return Err(Failure::Asked(
+            error.help("`episteme log` lists runs, `episteme tag` tags; of a stage, name the pipeline: --pipeline FILE"),
+        ));
+    }
     let plan = verbs::load(global, file)?;
     let Some(index) = plan.stages.iter().position(|stage| stage.name == name) else {
         let known = plan.stages.iter().map(|stage| stage.name.as_str());

@@ -1,6 +1,6 @@
 //! `--from`, `--until`, `--only` and `--force`: which stages of a plan a run is about.
 
-use artifact::{StageError, config};
+use artifact::StageError;
 use clap::Args;
 
 use crate::plan::{Forecast, Plan};
@@ -94,15 +94,7 @@ impl Selected {
 fn named(plan: &Plan, names: &[String]) -> Result<Vec<bool>, StageError> {
     let mut found = vec![false; plan.stages.len()];
     for name in names {
-        let is_meant = |stage: &str| stage == name || stage.split('@').next() == Some(name);
-        let mut any = false;
-        for (index, _) in plan.stages.iter().enumerate().filter(|(_, stage)| is_meant(&stage.name)) {
-            (found[index], any) = (true, true);
-        }
-        if !any {
-            let known = plan.stages.iter().map(|stage| stage.name.as_str());
-            return Err(StageError::new(format!("the pipeline has no stage `{name}`")).help(config::suggest(name, known)));
-        }
+        plan.places(name)?.into_iter().for_each(|index| found[index] = true);
     }
     Ok(found)
 }

@@ -30,7 +30,7 @@ pub fn status(plan: &Plan, store: &ObjectStore, forecasts: &[Forecast], json: bo
         let object = store.object(&record.artifact);
         if !json {
             let seconds = render::duration(record.seconds);
-            anstream::println!("  {name:<width$}  {}  {seconds:>8}  {}", record.artifact.short(), record.started);
+            anstream::println!("  {name:<width$}  {}  {seconds:>8}  {}", record.artifact.short(), render::moment(&record.started));
             record
                 .outputs
                 .iter()
@@ -101,7 +101,13 @@ pub fn run(store: &ObjectStore, folder: &Path, json: bool) -> Result<(), StageEr
     let seconds = run.seconds.map(|seconds| format!(" in {}", render::duration(seconds))).unwrap_or_default();
     anstream::println!("{}: {}{seconds}", run.run, run.state.word());
     if let Some(plan) = &run.plan {
-        anstream::println!("{}, began {}, episteme {}, on {}", plan.file.display(), plan.started, plan.episteme, plan.machine);
+        anstream::println!(
+            "{}, began {}, episteme {}, on {}",
+            plan.file.display(),
+            render::moment(&plan.started),
+            plan.episteme,
+            plan.machine
+        );
     }
     anstream::println!();
     let width = run.stages.iter().map(|stage| stage.name.len()).max().unwrap_or_default();

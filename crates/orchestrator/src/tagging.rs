@@ -9,7 +9,7 @@ use crate::cli::Global;
 use crate::document::{Document, Named};
 use crate::tag::{self, Tag};
 use crate::verbs::print_document;
-use crate::{Failure, resolve};
+use crate::{Failure, render, resolve};
 
 /// Lists, shows, sets or removes.
 ///
@@ -73,7 +73,7 @@ fn tell(global: &Global, store: &ObjectStore, what: fn(Named) -> Document, name:
 fn line(store: &ObjectStore, name: &str, tag: &Tag, width: usize) -> String {
     let is = Manifest::read(&store.object(&tag.artifact)).map_or_else(|_| "not there".to_owned(), |manifest| manifest.kind.to_string());
     let by = tag.run.as_ref().map(|run| format!(" by {run}")).unwrap_or_default();
-    format!("{name:<width$}  {}  {is}, set {}{by}", tag.artifact.short(), tag.set)
+    format!("{name:<width$}  {}  {is}, set {}{by}", tag.artifact.short(), render::moment(&tag.set))
 }
 
 fn no_tag(store: &ObjectStore, name: &str) -> Failure {

@@ -105,6 +105,7 @@ pub fn execute(global: &Global, plan: &Plan, args: &RunArgs) -> Result<Executed,
     let selected = args.selection.among(plan).map_err(Failure::Asked)?;
     let budget = Budget::new(global.jobs, args.manner.cores, args.manner.memory);
     budget.check(plan).map_err(Failure::Asked)?;
+    plan.ready(&selected.needed).map_err(Failure::Asked)?;
     let outside = plan.outside_of(&settings, &selected.needed).map_err(Failure::Asked)?;
     let store = ObjectStore::open(&global.store)?;
     let alarm = Alarm::new(&plan.rules.alerts, &plan.base).map_err(Failure::Asked)?;
@@ -147,6 +148,9 @@ pub fn execute(global: &Global, plan: &Plan, args: &RunArgs) -> Result<Executed,
     }
     let logged = log.is_whole();
     // The events of the run are all told: this is for people.
+    if ended.interrupted && !global.json {
+        anstream::eprintln!("interrupted: what has finished is kept, and the next run goes on from there");
+    }
     logged.as_ref().err().map(artifact::cli::report);
     let code = match (ended.interrupted, ended.ok && logged.is_ok()) {
         (true, _) => INTERRUPTED,
@@ -302,8 +306,15 @@ fn collect_garbage(global: &Global, policy: &gc::Policy, dry_run: bool) -> Resul
     if global.json {
         return print_document(&Document::Gc { dry_run, removed: garbage.removed, bytes: garbage.bytes });
     }
-    garbage.removed.iter().for_each(|path| anstream::println!("{}", path.display()));
+    // Locks are empty, many, and of no interest to people.
+    let (locks, paths): (Vec<_>, Vec<_>) = garbage.removed.iter().partition(|path| path.extension().is_some_and(|end| end == "lock"));
+    paths.iter().for_each(|path| anstream::println!("{}", path.display()));
     let verb = if dry_run { "would be freed" } else { "freed" };
-    anstream::println!("{} {verb}, {} paths", indicatif::HumanBytes(garbage.bytes), garbage.removed.len());
+    anstream::println!(
+        "{} {verb}: {} paths, and {} locks that nobody holds",
+        indicatif::HumanBytes(garbage.bytes),
+        paths.len(),
+        locks.len()
+    );
     Ok(DONE)
 }

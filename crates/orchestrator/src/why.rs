@@ -6,7 +6,7 @@ use artifact::{Digest, ObjectStore, StageError};
 use std::path::Path;
 
 use crate::cli::Global;
-use crate::document::{Because, Document};
+use crate::document::{Because, Document, Will};
 use crate::folder::file_name;
 use crate::made::{Difference, Made};
 use crate::plan::{Forecast, Plan};
@@ -89,9 +89,9 @@ pub fn why(global: &Global, file: &Path, name: &str) -> Result<u8, Failure> {
     let outside = plan.outside(&verbs::settings(global, &plan)).map_err(Failure::Asked)?;
     let store = ObjectStore::open(&global.store)?;
     let forecasts = plan.forecast(&store, &outside)?;
-    let index = plan.place(name).map_err(Failure::Asked)?;
+    let meant = plan.places(name).map_err(Failure::Asked)?;
     // Of a stage that waits, the first ones of its way that would run are the reason.
-    let mut asked = vec![index];
+    let mut asked = meant.clone();
     let mut told = Vec::new();
     let mut next = 0;
     while let Some(index) = asked.get(next).copied() {
@@ -105,28 +105,36 @@ pub fn why(global: &Global, file: &Path, name: &str) -> Result<u8, Failure> {
             Forecast::Cached(_) => {}
         }
     }
-    match global.json {
-        true => print_document(&document(&plan, index, &forecasts, told)),
-        false => {
-            tell(&plan, index, &forecasts, &told);
-            Ok(DONE)
-        }
+    if global.json {
+        return print_document(&document(&plan, name, &meant, &forecasts, told));
     }
+    meant.iter().for_each(|index| tell(&plan.stages[*index].name, &forecasts[*index], of(&told, *index)));
+    for (index, reason) in told.iter().filter(|(index, _)| !meant.contains(index)) {
+        anstream::println!("{} would run:", plan.stages[*index].name);
+        tell_reason(reason);
+    }
+    Ok(DONE)
 }
 
-fn document(plan: &Plan, index: usize, forecasts: &[Forecast], told: Vec<(usize, Reason)>) -> Document {
+/// Of a stage with variants: what would become of the first that would run, or else waits.
+fn document(plan: &Plan, name: &str, meant: &[usize], forecasts: &[Forecast], told: Vec<(usize, Reason)>) -> Document {
     let because = told.into_iter().map(|(index, reason)| {
         let (stage, why) = (plan.stages[index].name.clone(), reason.line());
         Because { stage, since: reason.since, differences: reason.differences, why }
     });
-    let forecast = &forecasts[index];
-    let stage = plan.stages[index].name.clone();
-    Document::Why { stage, will: forecast.will(), artifact: forecast.artifact(), because: because.collect() }
+    let because = because.collect();
+    let all = || meant.iter().map(|index| forecasts[*index].will());
+    let will = [Will::Run, Will::AfterUpstream].into_iter().find(|will| all().any(|one| one == *will)).unwrap_or(Will::Cached);
+    let artifact = if let [one] = meant { forecasts[*one].artifact() } else { None };
+    Document::Why { stage: name.to_owned(), will, artifact, because }
 }
 
-fn tell(plan: &Plan, index: usize, forecasts: &[Forecast], told: &[(usize, Reason)]) {
-    let name = &plan.stages[index].name;
-    match &forecasts[index] {
+fn of(told: &[(usize, Reason)], stage: usize) -> Option<&Reason> {
+    told.iter().find(|(index, _)| *index == stage).map(|(_, reason)| reason)
+}
+
+fn tell(name: &str, forecast: &Forecast, reason: Option<&Reason>) {
+    match forecast {
         Forecast::Cached(record) => {
             anstream::println!("{name} would not run: nothing differs from {}, which made {}", record.run, record.artifact.short());
         }
@@ -135,14 +143,13 @@ fn tell(plan: &Plan, index: usize, forecasts: &[Forecast], told: &[(usize, Reaso
             anstream::println!("{name} waits for what is before it, and runs unless that gives what it gave before:")
         }
     }
-    for (told_of, reason) in told {
-        let since = reason.since.as_ref().map(|run| format!(" since {run}")).unwrap_or_default();
-        if *told_of != index {
-            anstream::println!("{} would run:", plan.stages[*told_of].name);
-        }
-        match reason.differences.as_slice() {
-            [] => anstream::println!("  {}{}", reason.otherwise, since.replace(" since", ":")),
-            differences => differences.iter().for_each(|difference| anstream::println!("  {difference}{since}")),
-        }
+    reason.into_iter().for_each(tell_reason);
+}
+
+fn tell_reason(reason: &Reason) {
+    let since = reason.since.as_ref().map(|run| format!(" since {run}")).unwrap_or_default();
+    match reason.differences.as_slice() {
+        [] => anstream::println!("  {}{}", reason.otherwise, since.replace(" since", ":")),
+        differences => differences.iter().for_each(|difference| anstream::println!("  {difference}{since}")),
     }
 }

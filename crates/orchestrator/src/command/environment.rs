@@ -6,12 +6,42 @@ use std::ffi::OsString;
 
 use artifact::{ConfigProblem, Doing, RunContext, StageError};
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer};
+
 use super::{Command, text};
 
 /// Passed on without being asked for, and no part of the cache key: they say where things lie on this machine.
 const ALWAYS: [&str; 6] = ["PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TZ"];
 /// What sorts and prints the same everywhere.
 const LANG: &str = "C.UTF-8";
+
+/// A value of `env`.
+#[derive(Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "each must be a text, a number, true or false")]
+pub enum Scalar {
+    /// As it is.
+    Text(String),
+    /// In decimal digits; to the schema a number like others.
+    #[schemars(skip)]
+    Whole(i64),
+    /// In decimal digits.
+    Number(f64),
+    /// `true` or `false`.
+    Flag(bool),
+}
+
+/// Reads `env`, whose values are texts in the end: `1` and `"1"` are the same.
+pub fn values<'de, D: Deserializer<'de>>(reader: D) -> Result<BTreeMap<String, String>, D::Error> {
+    let text = |scalar| match scalar {
+        Scalar::Text(text) => text,
+        Scalar::Whole(number) => number.to_string(),
+        Scalar::Number(number) => number.to_string(),
+        Scalar::Flag(flag) => flag.to_string(),
+    };
+    let all = BTreeMap::<String, Scalar>::deserialize(reader)?;
+    Ok(all.into_iter().map(|(name, scalar)| (name, text(scalar))).collect())
+}
 
 /// What is wrong with the names of `env`, `env_from` and `secrets`, and of `inputs`, which become variables too.
 pub fn problems(command: &Command) -> Vec<ConfigProblem> {

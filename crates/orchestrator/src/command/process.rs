@@ -25,18 +25,17 @@ const LONGEST_LINE: u64 = 1 << 20;
 /// How many lines of a failed program's output are shown.
 const LAST_LINES: usize = 12;
 
-/// Runs a program to its end. `secrets` are struck out of what it prints.
+/// Runs a program to its end, which people know as `shown`. `secrets` are struck out of what it prints.
 ///
 /// # Errors
 /// When it cannot be started, or ends in any way but with exit code 0: with the last lines of its output.
-pub fn run(program: Command, place: &Path, secrets: &[(String, String)], context: &RunContext) -> Result<(), StageError> {
+pub fn run(program: Command, shown: &str, place: &Path, secrets: &[(String, String)], context: &RunContext) -> Result<(), StageError> {
     let parent = getppid();
     // An orchestrator that dies must not leave the program behind: this process outlives it for long enough to see to that, and where
     // it is killed as well, the guard does.
     guard::begin();
     descendants::adopt();
     let _ = set_parent_process_death_signal(None);
-    let shown = shown(&program);
     let (mut child, output) = start(program, place)?;
     let (last_lines, closed) = pass_on(output, secrets.to_vec());
     let (status, is_held) = wait(&mut child, &closed, parent).doing(|| "waiting for the program".into())?;
@@ -55,19 +54,6 @@ pub fn run(program: Command, place: &Path, secrets: &[(String, String)], context
     let mut error = StageError::new(format!("`{shown}` {how}"));
     error.causes = last_lines.join().unwrap_or_default().into();
     Err(error)
-}
-
-/// The command's first line, for people; of a shell's text, the text.
-fn shown(program: &Command) -> String {
-    let words: Vec<_> = std::iter::once(program.get_program()).chain(program.get_args()).map(|word| word.to_string_lossy()).collect();
-    let text = match words.as_slice() {
-        [shell, flags, text] if shell == "/bin/sh" && flags == "-ec" => text.trim().to_owned(),
-        words => words.join(" "),
-    };
-    const LONGEST: usize = 80;
-    let line = text.lines().next().unwrap_or_default();
-    let cut: String = line.chars().take(LONGEST).collect();
-    if cut.len() < text.len() { format!("{cut} …") } else { cut }
 }
 
 fn start(mut program: Command, place: &Path) -> Result<(Child, PipeReader), StageError> {
@@ -198,15 +184,5 @@ mod tests {
         let mut output = io::Cursor::new([b"a\n\n".to_vec(), vec![b'x'; 3 << 19], b"\nb".to_vec()].concat());
         let lengths: Vec<usize> = std::iter::from_fn(|| next_line(&mut output)).map(|line| line.len()).collect();
         assert_eq!(lengths, [1, 0, 1 << 20, 1 << 19, 1]);
-    }
-
-    #[test]
-    fn a_long_command_is_shown_by_its_beginning() {
-        let mut shell = Command::new("/bin/sh");
-        shell.args(["-ec", "first\nsecond"]);
-        assert_eq!(shown(&shell), "first …");
-        let mut words = Command::new("python");
-        words.arg("x.py");
-        assert_eq!(shown(&words), "python x.py");
     }
 }

@@ -6,7 +6,7 @@ use std::process;
 
 use artifact::{ConfigProblem, RunContext, StageError, config};
 
-use super::{Run, key};
+use super::{Run, Stages, key};
 
 /// A piece of a text: as it stands, or a reference without its `${` and `}`.
 enum Piece<'t> {
@@ -32,8 +32,19 @@ fn pieces(text: &str) -> Vec<Piece<'_>> {
     pieces
 }
 
-/// References to inputs that are not there, and commands that are none.
-pub fn problems(run: &Run, env: &BTreeMap<String, String>, inputs: &[&str]) -> Vec<ConfigProblem> {
+/// The first line of a command as it was written, for people.
+pub fn shown(run: &Run) -> String {
+    const LONGEST: usize = 80;
+    let text = match run {
+        Run::Shell(text) => text.trim().to_owned(),
+        Run::Words(words) => words.join(" "),
+    };
+    let cut: String = text.lines().next().unwrap_or_default().chars().take(LONGEST).collect();
+    if cut.len() < text.len() { format!("{cut} …") } else { cut }
+}
+
+/// References to inputs that are not there or stand for too many, and commands that are none.
+pub fn problems(run: &Run, env: &BTreeMap<String, String>, inputs: &BTreeMap<String, Stages>) -> Vec<ConfigProblem> {
     let words: Vec<(String, &String)> = match run {
         Run::Shell(text) => vec![("run".into(), text)],
         Run::Words(words) => words.iter().enumerate().map(|(at, word)| (format!("run.{at}"), word)).collect(),
@@ -43,14 +54,30 @@ pub fn problems(run: &Run, env: &BTreeMap<String, String>, inputs: &[&str]) -> V
         problems.push(ConfigProblem::at("run", "`run` names no program").help("a text for the shell, or a program and its arguments"));
     }
     for (path, text) in words.into_iter().chain(env.iter().map(|(name, text)| (format!("env.{name}"), text))) {
-        for piece in pieces(text) {
+        let pieces = pieces(text);
+        for (at, piece) in pieces.iter().enumerate() {
             let Piece::Reference(reference) = piece else { continue };
-            let Some(name) = reference.strip_prefix("inputs.").filter(|name| !inputs.contains(name)) else { continue };
-            let problem = ConfigProblem::at(&path, format!("`${{{reference}}}` stands for an input, and `inputs` has no `{name}`"));
-            problems.push(problem.help(config::suggest(name, inputs.iter().copied())));
+            let Some(name) = reference.strip_prefix("inputs.") else { continue };
+            let goes_on = matches!(pieces.get(at + 1), Some(Piece::Plain(plain)) if plain.starts_with('/'));
+            problems.extend(match inputs.get(name) {
+                None => Some(no_input(&path, reference, name, inputs)),
+                Some(Stages::Many(stages)) if stages.len() > 1 && goes_on => Some(several(&path, reference, stages.len())),
+                Some(_) => None,
+            });
         }
     }
     problems
+}
+
+fn no_input(path: &str, reference: &str, name: &str, inputs: &BTreeMap<String, Stages>) -> ConfigProblem {
+    let problem = ConfigProblem::at(path, format!("`${{{reference}}}` stands for an input, and `inputs` has no `{name}`"));
+    problem.help(config::suggest(name, inputs.keys().map(String::as_str)))
+}
+
+/// `${inputs.all}/x` would be folder after folder, and `x` in the last one only.
+fn several(path: &str, reference: &str, count: usize) -> ConfigProblem {
+    let message = format!("`${{{reference}}}` stands for {count} folders, side by side: `/` after it would be of the last one only");
+    ConfigProblem::at(path, message).help(format!("one after the other: for folder in ${{{reference}}}; do cat \"$folder\"/x; done"))
 }
 
 /// The folders of an input.
@@ -162,6 +189,7 @@ fn quoted(value: &str, quotes: Quotes) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use artifact::StageName;
 
     /// What the shell makes of a text in which `${output}` is this value.
     fn said(text: &str, value: &str) -> String {
@@ -186,8 +214,24 @@ mod tests {
 
     #[test]
     fn an_input_that_is_not_there_is_named_with_the_nearest_that_is() {
-        let found = problems(&Run::Shell("cat ${inputs.rwa}/x ${inputs.raw}".into()), &BTreeMap::new(), &["raw"]);
+        let inputs = BTreeMap::from([("raw".to_owned(), Stages::One(StageName("raw".into())))]);
+        let found = problems(&Run::Shell("cat ${inputs.rwa}/x ${inputs.raw}/y".into()), &BTreeMap::new(), &inputs);
         assert_eq!((found.len(), found[0].help.as_deref()), (1, Some("did you mean `raw`?")));
-        assert_eq!(problems(&Run::Words(vec![]), &BTreeMap::new(), &[])[0].message, "`run` names no program");
+        assert_eq!(problems(&Run::Words(vec![]), &BTreeMap::new(), &inputs)[0].message, "`run` names no program");
+    }
+
+    #[test]
+    fn a_path_in_several_folders_at_once_is_refused() {
+        let several = Stages::Many(vec![StageName("a".into()), StageName("b".into())]);
+        let inputs = BTreeMap::from([("all".to_owned(), several)]);
+        let found = |text: &str| problems(&Run::Shell(text.into()), &BTreeMap::new(), &inputs);
+        assert!(found("ls ${inputs.all} && for one in ${inputs.all}; do cat $one/x; done").is_empty());
+        assert!(found("cat ${inputs.all}/x")[0].message.contains("2 folders"));
+    }
+
+    #[test]
+    fn a_long_command_is_shown_by_its_beginning() {
+        assert_eq!(shown(&Run::Shell("first\nsecond".into())), "first …");
+        assert_eq!(shown(&Run::Words(vec!["python".into(), "x.py".into()])), "python x.py");
     }
 }
