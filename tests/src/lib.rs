@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -183,6 +184,16 @@ impl Scratch {
             .flat_map(|folder| fs::read_dir(self.store().join(folder)).into_iter().flatten().flatten())
             .map(|entry| entry.path())
             .collect()
+    }
+}
+
+/// Waits until something holds that must come, on a busy machine too.
+#[track_caller]
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let clock = Instant::now();
+    while !holds() {
+        assert!(clock.elapsed() < Duration::from_secs(30), "{what} never came");
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -4,9 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::{Duration, Instant};
 
-use episteme_tests::{Said, Scratch, finish, workspace};
+use episteme_tests::{Said, Scratch, finish, wait_until, workspace};
 
 /// A scratch folder with this pipeline.
 fn scratch(pipeline: &str) -> Scratch {
@@ -43,15 +42,6 @@ fn holding(folder: &Path, text: &str) -> Vec<PathBuf> {
             .collect(),
     });
     found.collect()
-}
-
-#[track_caller]
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let clock = Instant::now();
-    while !holds() {
-        assert!(clock.elapsed() < Duration::from_secs(30), "{what} never came");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 // --- what it is given, what it leaves ------------------------------------------------------------------------------------

@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::process::Stdio;
 use std::time::Instant;
 
-use episteme_tests::{Said, Scratch, finish};
+use episteme_tests::{Said, Scratch, finish, wait_until};
 
 fn scratch(pipeline: &str) -> Scratch {
     let scratch = Scratch::new();
@@ -250,6 +251,19 @@ fn what_excludes_each_other_does_not_run_at_the_same_time_in_any_run_on_the_stor
     let other = scratch.command(&["run", "q.toml"]).spawn().unwrap();
     scratch.episteme(&["run", "p.toml", "--jobs", "2"]).ok();
     assert!(other.wait_with_output().unwrap().status.success());
+}
+
+#[test]
+fn a_stage_that_waits_for_another_run_says_so() {
+    let scratch = scratch(&stage("b", "true", "mutex = 'gpu0'"));
+    scratch.write("q.toml", stage("c", "touch begun; while ! [ -e go ]; do sleep 0.01; done", "mutex = 'gpu0'"));
+    let mut holder = scratch.start(&["run", "q.toml"]);
+    wait_until("the holder", || scratch.path().join("begun").exists());
+    let said = scratch.path().join("said");
+    let mut waits = scratch.command(&["run", "p.toml"]).stderr(fs::File::create(&said).unwrap()).stdout(Stdio::null()).spawn().unwrap();
+    wait_until("the word", || fs::read_to_string(&said).is_ok_and(|said| said.contains("another run has what its `mutex` names")));
+    scratch.write("go", "");
+    assert!(holder.wait().unwrap().success() && waits.wait().unwrap().success());
 }
 
 #[test]

@@ -127,8 +127,17 @@ fn a_word_that_means_nothing_is_told_of_as_such() {
     let said = scratch.episteme(&["log", "--json"]).ok();
     let day = json(&said)["runs"][0]["run"].as_str().expect("a name")[..8].to_owned();
     scratch.episteme(&["show", "nothing"]).fails(2, &["`nothing` is no run, tag or digest", "--pipeline FILE"]);
-    scratch.episteme(&["show", "last~9"]).fails(2, &["no run `last~9`", "2 of them"]);
+    scratch.episteme(&["show", "last~9"]).fails(2, &["no run `last~9`", "2 runs are on"]);
     scratch.episteme(&["show", &day]).fails(2, &["2 runs begin with"]);
+}
+
+#[test]
+fn to_look_at_a_store_makes_none() {
+    let scratch = Scratch::new();
+    for verb in [&["log"][..], &["show"], &["tag"], &["verify"], &["gc"], &["diff", "last", "last~1"], &["reproduce", "last"]] {
+        scratch.episteme(verb).fails(2, &["there is no store at", "--store DIR"]);
+    }
+    assert!(!scratch.store().exists());
 }
 
 #[test]

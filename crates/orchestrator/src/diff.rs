@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use artifact::worker::DONE;
-use artifact::{Digest, Manifest, ObjectStore, StageError};
+use artifact::{Digest, Manifest, StageError};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
@@ -15,14 +15,14 @@ use crate::made::{Difference, Made, short, side_by_side};
 use crate::record::{RunRecord, StageRecord};
 use crate::resolve::Meant;
 use crate::verbs::print_document;
-use crate::{Failure, render, resolve};
+use crate::{Failure, render, resolve, verbs};
 
 /// Compares what two words mean.
 ///
 /// # Errors
 /// When one of them means nothing, or one is a run and the other an artifact.
 pub fn diff(global: &Global, a: &str, b: &str, pipeline: &Path) -> Result<u8, Failure> {
-    let store = ObjectStore::open(&global.store)?;
+    let store = verbs::store_that_is_there(global)?;
     match (resolve::find(global, &store, a, pipeline)?, resolve::find(global, &store, b, pipeline)?) {
         (Meant::Run(a), Meant::Run(b)) => runs(global, &RunRecord::read(&store, &a)?, &RunRecord::read(&store, &b)?),
         (Meant::Artifact(a), Meant::Artifact(b)) => {

@@ -1,6 +1,5 @@
 //! `episteme log`: the runs of a store, the newest first.
 
-use artifact::ObjectStore;
 use artifact::event::Status;
 use artifact::worker::DONE;
 
@@ -9,20 +8,24 @@ use crate::document::{Document, LoggedRun};
 use crate::folder::file_name;
 use crate::record::{RunRecord, RunState};
 use crate::verbs::print_document;
-use crate::{Failure, begun, record, render};
+use crate::{Failure, begun, record, render, verbs};
 
 /// Lists at most `number` runs, of one pipeline if it is named.
 ///
 /// # Errors
 /// When the runs cannot be listed.
 pub fn log(global: &Global, pipeline: Option<&str>, number: usize) -> Result<u8, Failure> {
-    let store = ObjectStore::open(&global.store)?;
+    let store = verbs::store_that_is_there(global)?;
     let mut folders = record::folders(&store)?;
     folders.retain(|folder| pipeline.is_none_or(|name| begun::pipeline_of(&file_name(folder)) == Some(name)));
     let runs = folders.iter().rev().take(number).map(|folder| RunRecord::read(&store, folder));
     let runs: Vec<RunRecord> = runs.collect::<Result<_, _>>()?;
     if global.json {
         return print_document(&Document::Log { runs: runs.into_iter().map(summary).collect() });
+    }
+    if runs.is_empty() {
+        let of = pipeline.map(|name| format!("no pipeline `{name}`")).unwrap_or_else(|| "nothing".to_owned());
+        anstream::eprintln!("{of} has run on {}", store.root().display());
     }
     let width = runs.iter().map(|run| run.run.len()).max().unwrap_or_default();
     runs.iter().for_each(|run| anstream::println!("{}", line(run, width)));

@@ -146,8 +146,8 @@ pub fn short(value: &Value) -> String {
 pub fn side_by_side(a: &Value, b: &Value) -> (String, String) {
     let (a, b) = (whole(a), whole(b));
     let same = a.chars().zip(b.chars()).take_while(|(a, b)| a == b).count();
-    let is_long = a.chars().count().max(b.chars().count()) > LONGEST;
-    let from = if is_long { same.saturating_sub(LONGEST / 4) } else { 0 };
+    let length = a.chars().count().max(b.chars().count());
+    let from = same.saturating_sub(LONGEST / 4).min(length.saturating_sub(LONGEST));
     (part(&a, from), part(&b, from))
 }
 

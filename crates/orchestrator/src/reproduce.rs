@@ -20,7 +20,7 @@ use crate::{Failure, made, resolve, verbs};
 /// # Errors
 /// When there is no such run, its plan was not recorded, or a stage type of it is not there any more.
 pub fn reproduce(global: &Global, what: &str) -> Result<u8, Failure> {
-    let store = ObjectStore::open(&global.store)?;
+    let store = verbs::store_that_is_there(global)?;
     let missing = || StageError::new(format!("there is no run `{what}` on {}", store.root().display())).help("`episteme log` lists them");
     let folder = resolve::run(&store, what)?.ok_or_else(|| Failure::Asked(missing()))?;
     let before = RunRecord::read(&store, &folder)?;

@@ -55,7 +55,7 @@ pub fn run(store: &ObjectStore, what: &str) -> Result<Option<PathBuf>, Failure> 
         let back = if back.is_empty() { Some(0) } else { back.strip_prefix('~').and_then(|back| back.parse::<usize>().ok()) };
         if let Some(back) = back {
             let too_far = || {
-                let error = StageError::new(format!("there is no run `{what}`: {} has {} of them", store.root().display(), folders.len()));
+                let error = StageError::new(format!("there is no run `{what}`: {} runs are on {}", folders.len(), store.root().display()));
                 Failure::Asked(error.help("`episteme log` lists them"))
             };
             return folders.iter().rev().nth(back).cloned().map(Some).ok_or_else(too_far);

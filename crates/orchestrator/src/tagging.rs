@@ -9,14 +9,14 @@ use crate::cli::Global;
 use crate::document::{Document, Named};
 use crate::tag::{self, Tag};
 use crate::verbs::print_document;
-use crate::{Failure, render, resolve};
+use crate::{Failure, render, resolve, verbs};
 
 /// Lists, shows, sets or removes.
 ///
 /// # Errors
 /// When the name is no tag's, or what it is to name is not there.
 pub fn tag(global: &Global, name: Option<&str>, what: Option<&str>, remove: bool, pipeline: &Path) -> Result<u8, Failure> {
-    let store = ObjectStore::open(&global.store)?;
+    let store = verbs::store_that_is_there(global)?;
     match (name, what) {
         (None, _) => list(global, &store),
         (Some(name), None) if remove => take_away(global, &store, name),
@@ -55,6 +55,9 @@ fn list(global: &Global, store: &ObjectStore) -> Result<u8, Failure> {
     let tags = tag::all(store)?;
     if global.json {
         return print_document(&Document::Tags { tags });
+    }
+    if tags.is_empty() {
+        anstream::eprintln!("there are no tags on {}: `episteme tag model:best model` sets one", store.root().display());
     }
     let width = tags.keys().map(String::len).max().unwrap_or_default();
     tags.iter().for_each(|(name, tag)| anstream::println!("{}", line(store, name, tag, width)));

@@ -77,6 +77,18 @@ pub fn load(global: &Global, file: &Path) -> Result<Plan, Failure> {
     Ok(Plan::new(Pipeline::load(file, Given { sets: &global.sets, params: &global.params }, types)?, types)?)
 }
 
+/// The store, to look at: none is made.
+///
+/// # Errors
+/// When there is none.
+pub fn store_that_is_there(global: &Global) -> Result<ObjectStore, Failure> {
+    if !global.store.is_dir() {
+        let error = StageError::new(format!("there is no store at {}", global.store.display()));
+        return Err(Failure::Asked(error.help("`episteme run FILE` makes it; --store DIR or EPISTEME_STORE names another")));
+    }
+    Ok(ObjectStore::open(&global.store)?)
+}
+
 /// What every stage of a run is told.
 pub fn settings(global: &Global, plan: &Plan) -> Settings {
     Settings {
@@ -220,7 +232,7 @@ fn status(global: &Global, file: &Path) -> Result<u8, Failure> {
 }
 
 fn show_verb(global: &Global, what: Option<&str>, pipeline: &Path) -> Result<u8, Failure> {
-    let store = ObjectStore::open(&global.store)?;
+    let store = store_that_is_there(global)?;
     match what {
         None => show::last_run(&store, global.json)?,
         Some(what) => match resolve::find(global, &store, what, pipeline)? {
@@ -232,7 +244,7 @@ fn show_verb(global: &Global, what: Option<&str>, pipeline: &Path) -> Result<u8,
 }
 
 fn verify_verb(global: &Global, dry_run: bool) -> Result<u8, Failure> {
-    let store = ObjectStore::open(&global.store)?;
+    let store = store_that_is_there(global)?;
     let clock = std::time::Instant::now();
     let bar = if global.json || global.quiet { indicatif::ProgressBar::hidden() } else { render::bytes_bar("verify") };
     let verified = verify::verify(&store, dry_run, &bar)?;
@@ -301,7 +313,7 @@ fn print_json(value: &impl Serialize) -> Result<u8, Failure> {
 }
 
 fn collect_garbage(global: &Global, policy: &gc::Policy, dry_run: bool) -> Result<u8, Failure> {
-    let store = ObjectStore::open(&global.store)?;
+    let store = store_that_is_there(global)?;
     let garbage = gc::collect(&store, policy, dry_run)?;
     if global.json {
         return print_document(&Document::Gc { dry_run, removed: garbage.removed, bytes: garbage.bytes });

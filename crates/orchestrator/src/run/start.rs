@@ -24,9 +24,14 @@ impl Run<'_> {
     }
 
     fn start_if_unlocked(&mut self, index: usize, key: Digest, waited: bool) -> Result<(), StageError> {
-        let Some(mut locks) = self.own(&self.plan.stages[index].needs.mutex)? else { return Ok(()) };
+        let Some(mut locks) = self.own(&self.plan.stages[index].needs.mutex)? else {
+            let is_ours = self.states.running().any(|other| self.share_a_mutex(index, other));
+            self.wait_for_another(index, key, waited, is_ours, "another run has what its `mutex` names");
+            return Ok(());
+        };
         let Some(only) = self.store.try_lock(&format!("key-{key}")).doing(|| format!("taking the lock of the key {key}"))? else {
-            self.wait_for_another(index, key, waited);
+            let is_ours = self.states.jobs().any(|job| job.key == key);
+            self.wait_for_another(index, key, waited, is_ours, "another run is making the very same");
             return Ok(());
         };
         locks.push(only);
@@ -38,12 +43,18 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn wait_for_another(&mut self, index: usize, key: Digest, waited: bool) {
-        if !waited && !self.states.jobs().any(|job| job.key == key) {
-            let message = "another run is making the very same: waiting for it".to_owned();
+    /// Says once that it waits for another run; what this run does itself can be seen.
+    fn wait_for_another(&mut self, index: usize, key: Digest, waited: bool, is_ours: bool, why: &str) {
+        if !waited && !is_ours {
+            let message = format!("{why}: waiting for it");
             self.sink.emit(Event::Log { stage: self.plan.stages[index].name.clone(), level: Level::Info, message });
         }
-        self.states.set(index, State::Ready { key, elsewhere: true, not_before: None });
+        self.states.set(index, State::Ready { key, elsewhere: waited || !is_ours, not_before: None });
+    }
+
+    fn share_a_mutex(&self, a: usize, b: usize) -> bool {
+        let names = |index: usize| &self.plan.stages[index].needs.mutex;
+        names(a).iter().any(|name| names(b).contains(name))
     }
 
     /// What a stage asks to have for itself; none while another one, of whatever run on this store, has a part of it.
