@@ -106,10 +106,12 @@ fn systemd_gets_a_service_and_a_timer_and_loses_them_again() {
     let scratch = Scratch::new();
     scratch.write("p.toml", nightly("*/30 9 * * mon-fri"));
     scratch.with_cron(&["schedule", "install", "--systemd", "--jitter", "2m", "p.toml"]).ok();
+    let printed = scratch.with_cron(&["schedule", "print", "--systemd", "--jitter", "2m", "p.toml"]).ok().stdout;
     let units = scratch.path().join("config/systemd/user");
     let texts: Vec<String> =
         fs::read_dir(&units).expect("units").flatten().map(|entry| fs::read_to_string(entry.path()).expect("a unit")).collect();
     assert_eq!(texts.len(), 2);
+    assert!(texts.iter().all(|text| printed.contains(text)), "{printed}");
     assert!(
         texts.iter().any(|text| text.contains("OnCalendar=Mon,Tue,Wed,Thu,Fri *-*-* 09:00,30:00\nRandomizedDelaySec=120\n")),
         "{texts:?}"

@@ -170,6 +170,7 @@ fn everything_that_json_prints_fits_the_schema() {
         &["check", "two.toml"],
         &["stages"],
         &["schedule", "print", "two.toml"],
+        &["schedule", "print", "--systemd", "two.toml"],
         &["check", "not-there.toml"],
         &["show", "nothing", "--pipeline", "two.toml"],
     ] {

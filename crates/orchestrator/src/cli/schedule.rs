@@ -10,8 +10,15 @@ use super::Manner;
 /// What `schedule` does.
 #[derive(Debug, Subcommand)]
 pub enum ScheduleVerb {
-    /// Prints crontab lines for pipelines that have a `schedule`
-    Print(Jobs),
+    /// Prints what `install` would put into your crontab, or the units that it would write for systemd
+    Print {
+        /// Which, and how they run.
+        #[command(flatten)]
+        jobs: Jobs,
+        /// As systemd units
+        #[arg(long)]
+        systemd: bool,
+    },
     /// Puts pipelines into your crontab, each in a block of its own; again replaces it. Options that hold for a run hold for theirs
     Install {
         /// Which, and how they run.

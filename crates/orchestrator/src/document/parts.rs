@@ -161,6 +161,9 @@ pub struct Scheduled {
     /// Its lines for crontab; of `schedule print`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub crontab: Option<String>,
+    /// Its units for systemd, by their files' names; of `schedule print --systemd`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub units: Option<BTreeMap<String, String>>,
     /// Its lines as they stand in the crontab; of `schedule list` and `remove`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lines: Option<String>,
@@ -172,7 +175,7 @@ pub struct Scheduled {
 impl Scheduled {
     /// Of which nothing else is known.
     pub fn new(pipeline: &str, file: &Path) -> Self {
-        Self { pipeline: pipeline.to_owned(), file: file.to_owned(), schedule: None, crontab: None, lines: None, place: None }
+        Self { pipeline: pipeline.to_owned(), file: file.to_owned(), schedule: None, crontab: None, units: None, lines: None, place: None }
     }
 
     /// Whether this is what a user means by a name or a file.

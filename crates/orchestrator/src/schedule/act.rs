@@ -22,7 +22,7 @@ use crate::{Failure, schedule};
 /// When a pipeline is wrong or has no schedule, or `crontab` or `systemctl` fails.
 pub fn act(global: &Global, verb: &ScheduleVerb) -> Result<u8, Failure> {
     match verb {
-        ScheduleVerb::Print(jobs) => print(global, jobs),
+        ScheduleVerb::Print { jobs, systemd } => print(global, jobs, *systemd),
         ScheduleVerb::Install { jobs, systemd } => install(global, jobs, *systemd),
         ScheduleVerb::List => list(global),
         ScheduleVerb::Remove { what } => remove(global, what),
@@ -56,20 +56,26 @@ fn due(global: &Global, store: &ObjectStore, jobs: &Jobs) -> Result<Vec<(Plan, J
     Ok(all)
 }
 
-fn print(global: &Global, jobs: &Jobs) -> Result<u8, Failure> {
+fn print(global: &Global, jobs: &Jobs, as_systemd: bool) -> Result<u8, Failure> {
     let store = ObjectStore::open(&global.store)?;
     let mut printed = Vec::new();
     for file in &jobs.files {
         let (plan, job) = job(global, &store, jobs, file)?;
-        let lines = job.map(|job| schedule::crontab(&plan, &job, store.root()));
-        match &lines {
-            _ if global.json => {}
-            Some(lines) => anstream::print!("{lines}"),
-            None => anstream::println!("# {}: no `schedule` in {}", plan.name, file.display()),
-        }
-        printed.push(Scheduled { schedule: plan.schedule, crontab: lines, ..Scheduled::new(&plan.name, file) });
+        let crontab = job.as_ref().filter(|_| !as_systemd).map(|job| schedule::crontab(&plan, job, store.root()));
+        let units = job.as_ref().filter(|_| as_systemd).map(|job| systemd::units(job).into());
+        printed.push(Scheduled { schedule: plan.schedule, crontab, units, ..Scheduled::new(&plan.name, file) });
     }
-    if global.json { print_document(&Document::Schedule { pipelines: printed }) } else { Ok(DONE) }
+    if global.json {
+        return print_document(&Document::Schedule { pipelines: printed });
+    }
+    for Scheduled { pipeline, file, schedule, crontab, units, .. } in printed {
+        if schedule.is_none() {
+            anstream::println!("# {pipeline}: no `schedule` in {}", file.display());
+        }
+        crontab.iter().for_each(|lines| anstream::print!("{lines}"));
+        units.iter().flatten().for_each(|(name, text)| anstream::println!("# --- {name}\n{text}"));
+    }
+    Ok(DONE)
 }
 
 fn install(global: &Global, jobs: &Jobs, with_systemd: bool) -> Result<u8, Failure> {

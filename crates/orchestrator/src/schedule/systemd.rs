@@ -33,13 +33,8 @@ impl Unit {
     }
 }
 
-/// Writes both files and starts the timer.
-///
-/// # Errors
-/// When they cannot be written, or `systemctl` fails.
-pub fn install(job: &Job) -> Result<PathBuf, StageError> {
-    let folder = folder()?;
-    fs::create_dir_all(&folder).doing(|| format!("making {}", folder.display()))?;
+/// What the two files hold, by their names.
+pub fn units(job: &Job) -> [(String, String); 2] {
     let unit = unit_name(job);
     let words: Vec<String> = job.command.iter().map(|word| quoted(word)).collect();
     let mark = format!("{MARK}{} {}\n# {}", job.name, job.file.display(), job.schedule);
@@ -48,17 +43,27 @@ pub fn install(job: &Job) -> Result<PathBuf, StageError> {
     let when: String = job.calendar.systemd().iter().map(|line| format!("OnCalendar={line}\n")).collect();
     let jitter = if job.jitter.is_zero() { String::new() } else { format!("RandomizedDelaySec={}\n", job.jitter.as_secs_f64()) };
     let timer = format!("{mark}\n[Unit]\n{description}\n\n[Timer]\n{when}{jitter}Persistent=true\n\n[Install]\nWantedBy=timers.target\n");
-    for (ending, text) in [("service", service), ("timer", timer)] {
-        let path = folder.join(format!("{unit}.{ending}"));
-        durable::write_file(&path, text.as_bytes()).doing(|| format!("writing {}", path.display()))?;
+    [(format!("{unit}.service"), service), (format!("{unit}.timer"), timer)]
+}
+
+/// Writes both files and starts the timer, whose file it gives.
+///
+/// # Errors
+/// When they cannot be written, or `systemctl` fails.
+pub fn install(job: &Job) -> Result<PathBuf, StageError> {
+    let folder = folder()?;
+    fs::create_dir_all(&folder).doing(|| format!("making {}", folder.display()))?;
+    let files = units(job).map(|(name, text)| (folder.join(name), text));
+    for (path, text) in &files {
+        durable::write_file(path, text.as_bytes()).doing(|| format!("writing {}", path.display()))?;
     }
-    let timer = format!("{unit}.timer");
-    let started = systemctl(&["daemon-reload"]).and_then(|()| systemctl(&["enable", "--now", &timer]));
+    let [(service, _), (timer, _)] = files;
+    let started = systemctl(&["daemon-reload"]).and_then(|()| systemctl(&["enable", "--now", &file_name(&timer)]));
     if started.is_err() {
         // What does not run is not installed.
-        ["service", "timer"].iter().for_each(|ending| drop(fs::remove_file(folder.join(format!("{unit}.{ending}")))));
+        [&service, &timer].iter().for_each(|path| drop(fs::remove_file(path)));
     }
-    started.map(|()| folder.join(timer))
+    started.map(|()| timer)
 }
 
 /// The pipelines that have timers.
