@@ -9,12 +9,14 @@ mod examples;
 mod knowledge;
 mod predict;
 mod report;
+mod views;
 
 use artifact::StageType;
 
 pub use knowledge::Knowledge;
 pub use predict::{Predict, Scope};
 pub use report::Report;
+pub use views::Views;
 
 /// The stages of this crate.
 pub static STAGES: &[StageType] = &[StageType::of::<Predict>(), StageType::of::<Report>()];

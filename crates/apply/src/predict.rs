@@ -7,13 +7,14 @@ use arrow::array::{Float32Builder, ListBuilder, RecordBatch, StringBuilder};
 use arrow::datatypes::{DataType, Field, Schema};
 use artifact::{Doing, InputRef, Kind, Outcome, RunContext, Stage, StageError, StageName};
 use dataset::{Split, table};
+use network::Device;
 use network::metrics::{Metrics, argmax};
-use network::{Device, Input, Normalisation, Shape};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::examples::{Examples, Gathered};
 use crate::knowledge::Knowledge;
+use crate::views::Views;
 
 /// Judges examples with a model: id, true label where known, predicted label, confidence, and the probability of each class.
 /// Data that has not been through f goes through the model's own.
@@ -33,23 +34,6 @@ pub struct Predict {
     /// Where the network judges: `cpu`; `cuda`, an NVIDIA GPU; or `auto`, a GPU where there is one. Needs an episteme built with CUDA.
     #[serde(default, skip_serializing_if = "Device::is_cpu")]
     pub device: Device,
-}
-
-/// In which views an image is judged (test-time augmentation).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Views {
-    /// As it is.
-    #[default]
-    One,
-    /// As it is and mirrored left to right: twice the time, for data whose sides mean the same.
-    Flip,
-}
-
-impl Views {
-    fn is_one(&self) -> bool {
-        *self == Self::One
-    }
 }
 
 /// Which rows are judged.
@@ -147,37 +131,10 @@ fn judge(knowledge: &Knowledge, examples: &Examples, rows: &[usize], views: View
     for batch in rows.chunk_by(follows).flat_map(|run| run.chunks(BATCH)) {
         context.check_stop()?;
         let input = examples.gather(batch, &mut gathered)?;
-        let mut judged = knowledge.network.probabilities(input).doing(|| "judging examples".into())?;
-        if views == Views::Flip {
-            let mirrored = mirrored(input, knowledge.shape())?;
-            let other = knowledge.network.probabilities(mirrored.as_input()).doing(|| "judging mirrored examples".into())?;
-            judged.iter_mut().zip(other).for_each(|(one, other)| *one = 0.5 * (*one + other));
-        }
-        probabilities.extend(judged);
+        probabilities.extend(views.judge(&knowledge.network, input, knowledge.shape())?);
         progress.add(batch.len() as u64);
     }
     Ok(probabilities)
-}
-
-/// Images left side right.
-struct Mirrored<'a> {
-    bytes: Vec<u8>,
-    normalisation: &'a Normalisation,
-}
-
-impl Mirrored<'_> {
-    fn as_input(&self) -> Input<'_> {
-        Input::Pixels { bytes: &self.bytes, normalisation: self.normalisation }
-    }
-}
-
-fn mirrored(input: Input<'_>, shape: Shape) -> Result<Mirrored<'_>, StageError> {
-    let (Input::Pixels { bytes, normalisation }, Shape::Image { width, channels, .. }) = (input, shape) else {
-        return Err(StageError::new("`views = \"flip\"` mirrors images, and the model takes rows of features").help("take `views` out"));
-    };
-    let lines = bytes.chunks_exact(width * channels);
-    let bytes = lines.flat_map(|line| line.chunks_exact(channels).rev().flatten().copied()).collect();
-    Ok(Mirrored { bytes, normalisation })
 }
 
 fn write(classes: &[String], examples: &Examples, rows: &[usize], probabilities: &[f32], context: &RunContext) -> Result<(), StageError> {
@@ -237,20 +194,4 @@ fn measure(classes: &[String], examples: &Examples, rows: &[usize], probabilitie
         ));
     }
     (!labels.is_empty()).then(|| Metrics::of(classes, &labels, &judged))
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn a_mirrored_image_has_its_columns_in_the_other_order_and_its_channels_in_the_same() {
-        let normalisation = Normalisation::unit(2);
-        let bytes: Vec<u8> = (0..12).collect();
-        let shape = Shape::Image { height: 2, width: 3, channels: 2 };
-        let found = mirrored(Input::Pixels { bytes: &bytes, normalisation: &normalisation }, shape).unwrap().bytes;
-        assert_eq!(found, [4, 5, 2, 3, 0, 1, 10, 11, 8, 9, 6, 7]);
-        assert!(mirrored(Input::Floats(&[1.0]), Shape::Features(1)).is_err());
-    }
 }

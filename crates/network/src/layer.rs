@@ -178,7 +178,7 @@ pub enum PoolKind {
 /// | `batchnorm`, `batchnorm relu` | normalises each channel over the batch |
 /// | `batchnorm noscale momentum 0.4 epsilon 1e-12` | with a scale that stays one, and other constants than PyTorch's |
 /// | `conv 64 3x3 same dirac` | begins as the identity on the first channels |
-/// | `whiten 2x2 bias 3 gelu` | first: filters fitted to the train split, which take patches to values without correlation; only a bias learns, for three epochs |
+/// | `whiten 2x2 bias 3 epsilon 0.02 gelu` | first: filters fitted to the train split, which take patches to values without correlation; only a bias learns, for three epochs |
 ///
 /// A [`Residual`] block is a table: `{ residual = ["conv 64 3x3 same relu", "conv 64 3x3 same"], activation = "relu" }`.
 #[derive(Clone, Debug, PartialEq)]
@@ -218,6 +218,8 @@ pub enum LayerSpec {
         kernel: (usize, usize),
         /// How many epochs its bias is learned for; all if absent.
         bias_epochs: Option<u32>,
+        /// Added to each variance before its root: what varies less is noise, and is not magnified.
+        epsilon: f32,
         /// Applied to each output.
         activation: Activation,
     },

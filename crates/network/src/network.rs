@@ -499,7 +499,7 @@ fn first_parameter(spec: &WeightSpec, place: &Place, seed: u64, stream: u64, dev
     let values = match spec.start {
         Start::Zeros => vec![0.0; count],
         Start::Ones => vec![1.0; count],
-        Start::Random { inputs, outputs } | Start::Fitted { inputs, outputs } => init::weights(count, inputs, outputs, seed, stream),
+        Start::Random { inputs, outputs } | Start::Fitted { inputs, outputs, .. } => init::weights(count, inputs, outputs, seed, stream),
         Start::Identity { inputs, outputs, groups, centre } => {
             let mut values = init::weights(count, inputs, outputs, seed, stream);
             init::identity(&mut values, &spec.shape, groups, centre);

@@ -63,6 +63,8 @@ pub(crate) enum Start {
     Fitted {
         inputs: usize,
         outputs: usize,
+        /// As the layer has it.
+        epsilon: f32,
     },
 }
 
@@ -100,8 +102,8 @@ fn weights(layer: &LayerSpec, block: &Block) -> Vec<WeightSpec> {
             let shape = vec![conv.rows, conv.columns, conv.channels / groups, conv.filters];
             let role = if groups > 1 { Role::Matrices } else { Role::Matrix };
             match layer {
-                LayerSpec::Whiten { bias_epochs, .. } => {
-                    let fitted = always("weight", shape, Start::Fitted { inputs, outputs }, role);
+                LayerSpec::Whiten { bias_epochs, epsilon, .. } => {
+                    let fitted = always("weight", shape, Start::Fitted { inputs, outputs, epsilon: *epsilon }, role);
                     let learns = bias_epochs.map_or(Learns::Always, Learns::For);
                     vec![WeightSpec { learns: Learns::Never, ..fitted }, WeightSpec { learns, ..bias(conv.filters, Role::Bias) }]
                 }

@@ -1,7 +1,7 @@
 //! A first layer that is fitted, not learnt: it takes the patches of the examples to values without correlation (Jordan 2024, "94% on CIFAR-10 in
 //! 3.29 seconds on a single GPU", <https://arxiv.org/abs/2404.00498>, section 3.2).
 //!
-//! The filters are the eigenvectors of the patches' second moments, each divided by the root of its eigenvalue (plus [`EPSILON`]), and then the
+//! The filters are the eigenvectors of the patches' second moments, each divided by the root of its eigenvalue plus the layer's epsilon ([`EPSILON`] unless it says otherwise), and then the
 //! same with the other sign, so that an activation that drops negative values loses nothing.
 
 use rayon::prelude::*;
@@ -13,8 +13,8 @@ use crate::{
     plan::{Block, Start},
 };
 
-/// Added to each eigenvalue, as in the original.
-const EPSILON: f64 = 5e-4;
+/// As in the original, whose images had not been through a lossy format.
+pub(crate) const EPSILON: f32 = 5e-4;
 
 /// Images whose moments one thread adds up.
 const IMAGES: usize = 64;
@@ -28,12 +28,11 @@ impl Network {
         self.whitening().is_some()
     }
 
-    fn whitening(&self) -> Option<&crate::conv::Conv> {
-        match self.blocks.first() {
-            Some(placed) if placed.weights.iter().any(|weight| matches!(weight.start, Start::Fitted { .. })) => match &placed.block {
-                Block::Conv(conv) => Some(conv),
-                _ => None,
-            },
+    /// The layer that is fitted, and its epsilon.
+    fn whitening(&self) -> Option<(&crate::conv::Conv, f32)> {
+        let placed = self.blocks.first()?;
+        match (&placed.block, placed.weights.first()?.start) {
+            (Block::Conv(conv), Start::Fitted { epsilon, .. }) => Some((conv, epsilon)),
             _ => None,
         }
     }
@@ -45,12 +44,12 @@ impl Network {
     ///
     /// If the input does not hold a whole number of examples, or none at all.
     pub fn fit_whitening(&mut self, input: Input<'_>) -> Result<(), NetworkError> {
-        let Some(conv) = self.whitening() else { return Ok(()) };
+        let Some((conv, epsilon)) = self.whitening() else { return Ok(()) };
         if self.count(input)? == 0 {
             return Err(NetworkError::Option("the whitening layer needs examples to be fitted to".into()));
         }
         let moments = second_moments(conv, input.view());
-        let filters = filters(&moments, conv.patch());
+        let filters = filters(&moments, conv.patch(), f64::from(epsilon));
         self.steps.take();
         self.parameters[0].set(&filters);
         Ok(())
@@ -94,12 +93,12 @@ fn add_moments(conv: &crate::conv::Conv, image: &[f32], sums: &mut [f64]) {
 }
 
 /// `[patch, 2 * patch]`: eigenvectors by falling eigenvalue, scaled, then their negatives.
-fn filters(moments: &[f64], patch: usize) -> Vec<f32> {
+fn filters(moments: &[f64], patch: usize, epsilon: f64) -> Vec<f32> {
     let mut pairs = eigenpairs(moments.to_vec(), patch);
     pairs.sort_by(|one, other| other.0.total_cmp(&one.0));
     let mut weights = vec![0.0; patch * 2 * patch];
     for (filter, (value, vector)) in pairs.iter().enumerate() {
-        let scale = 1.0 / (value.max(0.0) + EPSILON).sqrt();
+        let scale = 1.0 / (value.max(0.0) + epsilon).sqrt();
         for (place, component) in vector.iter().enumerate() {
             let weight = (component * scale) as f32;
             weights[place * 2 * patch + filter] = weight;
@@ -206,7 +205,7 @@ mod tests {
         let images = images(300);
         network.fit_whitening(Input::Floats(&images)).unwrap();
         let weights = network.parameters[0].values.clone();
-        let moments = second_moments(network.whitening().unwrap(), View::Floats(&images));
+        let moments = second_moments(network.whitening().unwrap().0, View::Floats(&images));
         let filter = |j: usize| (0..12).map(|k| f64::from(weights[k * 24 + j])).collect::<Vec<_>>();
         for i in 0..12 {
             for j in 0..12 {

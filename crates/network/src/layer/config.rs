@@ -53,7 +53,7 @@ impl JsonSchema for LayerSpec {
             "anyOf": [
                 {
                     "type": "string",
-                    "description": "One layer: `conv FILTERS ROWSxCOLUMNS [stride N] [dilation N] [groups N] [same] [dirac] [ACTIVATION]`, `depthwise ROWSxCOLUMNS …`, `pool SIDE [stride N]` (maximum), `avgpool SIDE [stride N]`, `globalpool`, `dense UNITS [ACTIVATION]`, `dropout SHARE`, `batchnorm [noscale] [momentum SHARE] [epsilon NUMBER] [ACTIVATION]`; first of all `whiten ROWSxCOLUMNS [bias EPOCHS] [ACTIVATION]`; along a series (an image of one row, or `series STEPSxCHANNELS` before it for a row of features) `conv1d FILTERS STEPS [causal] …`, `depthwise1d STEPS …`, `pool1d STEPS`, `avgpool1d STEPS`. ACTIVATION is relu, gelu, silu or none. The last layer is `dense CLASSES`.",
+                    "description": "One layer: `conv FILTERS ROWSxCOLUMNS [stride N] [dilation N] [groups N] [same] [dirac] [ACTIVATION]`, `depthwise ROWSxCOLUMNS …`, `pool SIDE [stride N]` (maximum), `avgpool SIDE [stride N]`, `globalpool`, `dense UNITS [ACTIVATION]`, `dropout SHARE`, `batchnorm [noscale] [momentum SHARE] [epsilon NUMBER] [ACTIVATION]`; first of all `whiten ROWSxCOLUMNS [bias EPOCHS] [epsilon NUMBER] [ACTIVATION]`; along a series (an image of one row, or `series STEPSxCHANNELS` before it for a row of features) `conv1d FILTERS STEPS [causal] …`, `depthwise1d STEPS …`, `pool1d STEPS`, `avgpool1d STEPS`. ACTIVATION is relu, gelu, silu or none. The last layer is `dense CLASSES`.",
                     "pattern": format!("^\\s*({})(\\s|$)", KINDS.join("|")),
                     "examples": ["conv 32 3x3 relu", "conv 64 3x3 stride 2 same relu", "pool 2", "dense 64 relu", "dropout 0.5", "batchnorm relu", "dense 10"]
                 },

@@ -43,8 +43,9 @@ fn the_texts_of_the_manual_are_read() {
     assert_eq!("batchnorm relu".parse(), Ok(LayerSpec::BatchNorm(norm.clone())));
     let other = BatchNormalisation { scale: false, momentum: 0.4, epsilon: 1e-12, ..norm };
     assert_eq!("batchnorm momentum 0.4 noscale epsilon 1e-12 relu".parse(), Ok(LayerSpec::BatchNorm(other)));
-    let whiten = LayerSpec::Whiten { kernel: (2, 3), bias_epochs: Some(3), activation: Activation::Gelu };
-    assert_eq!("whiten 2x3 bias 3 gelu".parse(), Ok(whiten));
+    let whiten = |epsilon| LayerSpec::Whiten { kernel: (2, 3), bias_epochs: Some(3), epsilon, activation: Activation::Gelu };
+    assert_eq!("whiten 2x3 bias 3 gelu".parse(), Ok(whiten(5e-4)));
+    assert_eq!("whiten 2x3 epsilon 0.02 bias 3 gelu".parse(), Ok(whiten(0.02)));
 }
 
 #[test]
@@ -73,6 +74,7 @@ fn what_is_missing_or_too_much_is_said() {
     assert!(reason("batchnorm epsilon 0").contains("`0` is not an epsilon, above 0"));
     assert!(reason("batchnorm noscail").contains("did you mean `noscale`?"));
     assert!(reason("whiten 2x2 bias").contains("the number of epochs"));
+    assert!(reason("whiten 2x2 epsilon 0").contains("`0` is not an epsilon, above 0"));
     assert!(reason("series 128").contains("write STEPSxCHANNELS"));
     assert!(reason("series 128x0").contains("`128x0` is not the size of a series"));
     assert!(reason("depthwise").contains("the kernel is missing"));
@@ -159,8 +161,8 @@ fn layers() -> impl Strategy<Value = LayerSpec> {
         (any::<bool>(), 1e-3..1.0f32, 1e-20..1.0f32, activations()).prop_map(|(scale, momentum, epsilon, activation)| {
             LayerSpec::BatchNorm(BatchNormalisation { scale, momentum, epsilon, activation })
         }),
-        (1..9usize, 1..9usize, proptest::option::of(1..99u32), activations())
-            .prop_map(|(rows, columns, bias_epochs, activation)| LayerSpec::Whiten { kernel: (rows, columns), bias_epochs, activation }),
+        ((1..9usize, 1..9usize), proptest::option::of(1..99u32), 1e-20..1.0f32, activations())
+            .prop_map(|(kernel, bias_epochs, epsilon, activation)| LayerSpec::Whiten { kernel, bias_epochs, epsilon, activation }),
     ]
 }
 

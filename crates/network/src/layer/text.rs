@@ -3,6 +3,7 @@
 use std::{fmt, str::FromStr};
 
 use super::{Activation, Axes, BatchNormalisation, Convolution, LayerSpec, Padding, PoolKind, Pooling, Residual};
+use crate::whiten;
 
 /// A layer's text that could not be read, with the word that is wrong and what may stand there.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -35,7 +36,7 @@ pub(super) const KINDS: [&str; 14] = [
 ];
 const CONV_OPTIONS: [&str; 11] = ["stride", "dilation", "groups", "same", "causal", "valid", "dirac", "relu", "gelu", "silu", "none"];
 const NORM_OPTIONS: [&str; 7] = ["noscale", "momentum", "epsilon", "relu", "gelu", "silu", "none"];
-const WHITEN_OPTIONS: [&str; 5] = ["bias", "relu", "gelu", "silu", "none"];
+const WHITEN_OPTIONS: [&str; 6] = ["bias", "epsilon", "relu", "gelu", "silu", "none"];
 const ACTIVATIONS: [&str; 4] = ["relu", "gelu", "silu", "none"];
 
 /// Layers that other tools name differently, and what they are called here.
@@ -213,7 +214,7 @@ impl FromStr for LayerSpec {
             "dense" => LayerSpec::Dense { units: words.number("the number of units", "dense 64 relu")?, activation: words.activation()? },
             "dropout" => dropout(&mut words)?,
             "batchnorm" => batch_norm(&mut words)?,
-            "whiten" => whiten(&mut words)?,
+            "whiten" => whitening(&mut words)?,
             other if ACTIVATIONS.contains(&other) => {
                 return Err(words.error(
                     other,
@@ -264,19 +265,24 @@ fn batch_norm(words: &mut Words<'_>) -> Result<LayerSpec, LayerParseError> {
     Ok(LayerSpec::BatchNorm(norm))
 }
 
-fn whiten(words: &mut Words<'_>) -> Result<LayerSpec, LayerParseError> {
+fn whitening(words: &mut Words<'_>) -> Result<LayerSpec, LayerParseError> {
     let kernel = words.kernel(Axes::Image)?;
-    let (mut bias_epochs, mut activation) = (None, Activation::None);
+    let (mut bias_epochs, mut epsilon, mut activation) = (None, whiten::EPSILON, Activation::None);
     while let Some(word) = words.words.next() {
-        if word == "bias" {
-            let epochs = words.number("the number of epochs that the bias is learned for", "whiten 2x2 bias 3")?;
-            bias_epochs = Some(u32::try_from(epochs).unwrap_or(u32::MAX));
-            continue;
+        match word {
+            "bias" => {
+                let epochs = words.number("the number of epochs that the bias is learned for", "whiten 2x2 bias 3")?;
+                bias_epochs = Some(u32::try_from(epochs).unwrap_or(u32::MAX));
+            }
+            "epsilon" => epsilon = words.decimal("an epsilon, above 0", f32::is_finite)?,
+            word => {
+                activation =
+                    Activation::from_word(word).ok_or_else(|| words.unknown(word, "after the kernel may come", &WHITEN_OPTIONS))?;
+                break;
+            }
         }
-        activation = Activation::from_word(word).ok_or_else(|| words.unknown(word, "after the kernel may come", &WHITEN_OPTIONS))?;
-        break;
     }
-    Ok(LayerSpec::Whiten { kernel, bias_epochs, activation })
+    Ok(LayerSpec::Whiten { kernel, bias_epochs, epsilon, activation })
 }
 
 fn series(words: &mut Words<'_>) -> Result<LayerSpec, LayerParseError> {
@@ -310,9 +316,12 @@ impl fmt::Display for LayerSpec {
             LayerSpec::Dense { units, activation } => write!(f, "dense {units}{}", activation.suffix()),
             LayerSpec::Dropout { rate } => write!(f, "dropout {rate}"),
             LayerSpec::BatchNorm(norm) => norm.fmt(f),
-            LayerSpec::Whiten { kernel: (rows, columns), bias_epochs, activation } => {
+            LayerSpec::Whiten { kernel: (rows, columns), bias_epochs, epsilon, activation } => {
                 write!(f, "whiten {rows}x{columns}")?;
                 bias_epochs.map_or(Ok(()), |epochs| write!(f, " bias {epochs}"))?;
+                if *epsilon != whiten::EPSILON {
+                    write!(f, " epsilon {epsilon:e}")?;
+                }
                 f.write_str(activation.suffix())
             }
             LayerSpec::Residual(residual) => residual.fmt(f),
