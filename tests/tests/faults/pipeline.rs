@@ -113,6 +113,8 @@ impl Pipelines {
             let class = if photo % 2 == 0 { "even" } else { "odd" };
             scratch.write(&format!("photos/{class}/{photo}.png"), png(photo));
         }
+        // The verbs that look at a store refuse where there is none, and a disturbed run may not have come so far.
+        fs::create_dir_all(scratch.store()).expect("a folder");
         scratch
     }
 
