@@ -54,6 +54,10 @@ impl Server {
         )
     }
 
+    fn stages<const N: usize>(&self, names: [&str; N]) -> String {
+        names.map(|name| self.stage(name)).concat()
+    }
+
     fn requests(&self) -> Requests {
         *self.state.0.lock().unwrap()
     }
@@ -181,7 +185,7 @@ fn children(child: &Child) -> Vec<i64> {
 #[test]
 fn stages_that_are_ready_run_side_by_side() {
     let (scratch, server) = (Scratch::new(), Server::start());
-    scratch.write("p.toml", &["a", "b", "c"].map(|name| server.stage(name)).concat());
+    scratch.write("p.toml", &server.stages(["a", "b", "c"]));
     let run = scratch.start(&["run", "p.toml", "--json", "--jobs", "3"]);
     server.wait_for(3);
     server.open();
@@ -193,7 +197,7 @@ fn stages_that_are_ready_run_side_by_side() {
 #[test]
 fn no_more_stages_run_at_once_than_jobs() {
     let (scratch, server) = (Scratch::new(), Server::start());
-    scratch.write("p.toml", &["a", "b", "c"].map(|name| server.stage(name)).concat());
+    scratch.write("p.toml", &server.stages(["a", "b", "c"]));
     let run = scratch.start(&["run", "p.toml", "--json", "--jobs", "2"]);
     server.wait_for(2);
     std::thread::sleep(Duration::from_millis(300));

@@ -5,6 +5,7 @@ use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use transform::view::{Size, View};
 
 /// How train images are varied; each is off unless said.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -33,9 +34,6 @@ pub enum Flip {
     Alternating,
 }
 
-/// Height, width and channels of an image of bytes.
-pub type Size = (usize, usize, usize);
-
 impl Augmentation {
     /// Whether images stay as they are.
     pub fn is_off(&self) -> bool {
@@ -60,8 +58,7 @@ impl Augmentation {
             Flip::Alternating => generator(seed, 0, row).random::<bool>() ^ (epoch % 2 == 1),
         };
         let mut shift = || if self.crop == 0 { 0 } else { draw.random_range(0..2 * self.crop + 1) as isize - self.crop as isize };
-        let (down, right) = (shift(), shift());
-        copy_shifted(from, size, (down, right), is_mirrored, out);
+        View { shift: (shift(), shift()), is_mirrored }.write(from, size, out);
         if self.cutout > 0 {
             let (height, width, _) = size;
             let (y, x) = (draw.random_range(0..height), draw.random_range(0..width));
@@ -74,32 +71,6 @@ impl Augmentation {
 fn generator(seed: u64, epoch: u64, row: usize) -> Pcg64 {
     let mix = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(epoch.wrapping_mul(0xD1B5_4A32_D192_ED03));
     Pcg64::seed_from_u64(mix.wrapping_add((row as u64).wrapping_mul(0x94D0_49BB_1331_11EB)))
-}
-
-/// The place within `0..len` that a place beyond its ends mirrors, without repeating the border.
-fn mirrored(place: isize, len: usize) -> usize {
-    let last = len as isize - 1;
-    if last == 0 {
-        return 0;
-    }
-    let place = place.rem_euclid(2 * last);
-    if place > last { (2 * last - place) as usize } else { place as usize }
-}
-
-fn copy_shifted(from: &[u8], (height, width, channels): Size, (down, right): (isize, isize), is_mirrored: bool, out: &mut [u8]) {
-    let line = width * channels;
-    for (y, out) in out.chunks_exact_mut(line).enumerate().take(height) {
-        let from = &from[mirrored(y as isize + down, height) * line..][..line];
-        if !is_mirrored && right == 0 {
-            out.copy_from_slice(from);
-            continue;
-        }
-        for (x, out) in out.chunks_exact_mut(channels).enumerate() {
-            let x = mirrored(x as isize + right, width);
-            let x = if is_mirrored { width - 1 - x } else { x };
-            out.copy_from_slice(&from[x * channels..][..channels]);
-        }
-    }
 }
 
 fn cut_out(image: &mut [u8], (height, width, channels): Size, (y, x): (usize, usize), side: usize, fill: &[u8]) {

@@ -288,6 +288,7 @@ fn cyclic(stages: &[Declared], cycle: &[usize]) -> ConfigProblem {
     let problem = problem.help("let one of them take its input from elsewhere");
     ConfigProblem { span: written.or_else(|| Some(taker.span.clone())), ..problem }
 }
+
 /// An error that says which stage it is about.
 fn of_stage(stage: &str, error: StageError) -> StageError {
     StageError { message: format!("stage `{stage}`: {}", error.message), ..error }

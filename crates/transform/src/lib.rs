@@ -13,6 +13,7 @@
 //! | [`raw`] | Arrow arrays to typed values, every misfit named with column, row and value |
 //! | [`sql`] | polars SQL, held to expressions that look at one row alone |
 //! | [`classes`] | the order of classes |
+//! | [`view`] | [`View`]: an image moved and mirrored |
 
 pub mod classes;
 pub mod feature;
@@ -21,6 +22,7 @@ pub mod raw;
 pub mod source;
 pub mod sql;
 pub mod table;
+pub mod view;
 
 use std::path::Path;
 
@@ -33,6 +35,7 @@ pub use images::ImageTransform;
 pub use raw::{ColumnKind, RawColumn};
 pub use source::{Derived, Source};
 pub use table::{FeatureMatrix, TableTransform};
+pub use view::View;
 
 /// The file name of f within a processed or model artifact.
 pub const FILE_NAME: &str = "f.json";

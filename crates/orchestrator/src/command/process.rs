@@ -20,7 +20,7 @@ use crate::{descendants, guard};
 const LOOK: Duration = Duration::from_millis(50);
 /// How long what a program left behind may hold its output open.
 const LEFT_BEHIND: Duration = Duration::from_secs(1);
-/// Bytes of a line that are kept in memory before they go to the log.
+/// Bytes of a line that are kept: one without an end would fill the memory.
 const LONGEST_LINE: u64 = 1 << 20;
 /// How many lines of a failed program's output are shown.
 const LAST_LINES: usize = 12;
@@ -84,8 +84,7 @@ fn pass_on(output: PipeReader, secrets: Vec<(String, String)>) -> (JoinHandle<Ve
         let mut last = VecDeque::new();
         let mut log = io::stderr().lock();
         let mut output = BufReader::new(output);
-        while let Some(line) = next_line(&mut output) {
-            let line = redacted(&String::from_utf8_lossy(&line), &secrets);
+        while let Some(line) = next_line(&mut output, &secrets) {
             // A full disk is told of where it matters: at what the program makes.
             let _ = writeln!(log, "{line}");
             // Of a bar that is drawn again and again, its last state.
@@ -100,12 +99,20 @@ fn pass_on(output: PipeReader, secrets: Vec<(String, String)>) -> (JoinHandle<Ve
     (lines, closed)
 }
 
-/// A line without its end; the beginning of one that has none for very long. None at the end.
-fn next_line(output: &mut impl BufRead) -> Option<Vec<u8>> {
+/// A line without its end and without secrets; of one that is very long, the beginning. None at the end.
+fn next_line(output: &mut impl BufRead, secrets: &[(String, String)]) -> Option<String> {
     let mut line = Vec::new();
-    output.take(LONGEST_LINE).read_until(b'\n', &mut line).ok().filter(|bytes| *bytes > 0)?;
-    line.pop_if(|last| *last == b'\n');
-    Some(line)
+    output.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line).ok().filter(|bytes| *bytes > 0)?;
+    let is_whole = line.pop_if(|last| *last == b'\n').is_some() || (line.len() as u64) < LONGEST_LINE;
+    let text = redacted(&String::from_utf8_lossy(&line), secrets);
+    if is_whole {
+        return Some(text);
+    }
+    let _ = output.skip_until(b'\n');
+    // A secret that the cut goes through was not recognised: what may be its beginning goes, too, and a character that was cut.
+    let unsure = secrets.iter().map(|(_, value)| value.len()).max().unwrap_or_default() + 4;
+    let end = (0..=text.len().saturating_sub(unsure)).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default();
+    Some(format!("{} …", &text[..end]))
 }
 
 /// A line in which each secret, and each line of a longer one, is replaced by its name.
@@ -180,9 +187,16 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_an_end_is_taken_in_pieces() {
-        let mut output = io::Cursor::new([b"a\n\n".to_vec(), vec![b'x'; 3 << 19], b"\nb".to_vec()].concat());
-        let lengths: Vec<usize> = std::iter::from_fn(|| next_line(&mut output)).map(|line| line.len()).collect();
-        assert_eq!(lengths, [1, 0, 1 << 20, 1 << 19, 1]);
+    fn a_very_long_line_is_cut_and_no_secret_with_it() {
+        let secrets = [("KEY".to_owned(), "hush".to_owned())];
+        let before = "x".repeat((1 << 20) - 3);
+        let mut output = io::Cursor::new(format!("a\n\n{before}hush{before}\nhush"));
+        let lines: Vec<String> = std::iter::from_fn(|| next_line(&mut output, &secrets)).collect();
+        assert_eq!([&lines[0], &lines[1], &lines[3]], ["a", "", "[KEY]"]);
+        assert!(
+            lines[2].starts_with("xxx") && lines[2].ends_with("x …") && lines[2].len() > 1_000_000,
+            "the end: {:?}",
+            &lines[2][1_048_560..]
+        );
     }
 }
