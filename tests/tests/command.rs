@@ -348,6 +348,38 @@ fn what_a_program_leaves_running_is_ended_with_its_stage() {
     wait_until("the end of what was left", || !is_alive(&pid));
 }
 
+/// Two programs, one after the other. The process of the second is started while the first is at work, and says so in `o`.
+fn one_after_the_other(first: &str) -> Scratch {
+    scratch(&format!(
+        "[stages.first]\nuses = 'command'\nrun = \"\"\"{first}\necho first > ${{output}}/o\"\"\"\n\
+         [stages.second]\nuses = 'command'\ninputs = {{ first = 'first' }}\n\
+         run = 'echo said by the second; tr \"\\0\" \" \" < /proc/$PPID/cmdline > ${{output}}/o'\n"
+    ))
+}
+
+#[test]
+fn a_process_that_waited_for_its_stage_does_it_like_any_other() {
+    let scratch = one_after_the_other("echo said by the first");
+    let said = run(&scratch).ok();
+    assert!(made(&scratch, &said, "second", "o").contains(" spare "), "it was started ahead");
+    let runs = fs::read_dir(scratch.store().join("runs")).unwrap().next().unwrap().unwrap().path();
+    for stage in ["first", "second"] {
+        assert_eq!(fs::read_to_string(runs.join(format!("{stage}.log"))).unwrap(), format!("said by the {stage}\n"));
+    }
+    scratch.sound();
+}
+
+#[test]
+fn where_the_process_that_waited_is_gone_the_stage_starts_its_own() {
+    let scratch = one_after_the_other(
+        "run=$(cut -d ' ' -f 4 /proc/$PPID/stat)\nkilled=\nwhile [ -z \"$killed\" ]; do for pid in $(cat /proc/$run/task/*/children); do\n\
+         if grep -q spare /proc/$pid/cmdline; then kill -KILL $pid; killed=yes; fi; done; done",
+    );
+    let said = run(&scratch).ok();
+    assert!(made(&scratch, &said, "second", "o").contains(" stage "), "it was started for its stage");
+    scratch.sound();
+}
+
 #[test]
 fn the_example_pipeline_runs_and_then_has_nothing_to_do() {
     let scratch = Scratch::new();

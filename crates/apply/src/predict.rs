@@ -73,7 +73,7 @@ const BATCH: usize = 512;
 
 impl Stage for Predict {
     const USES: &'static str = "apply.predict";
-    const VERSION: u32 = 4;
+    const VERSION: u32 = 5;
     const SUMMARY: &'static str = "Judge examples with a model, into scored Parquet";
     const GIVES: Kind = Kind::Predictions;
 

@@ -1,11 +1,12 @@
 //! Temporary place, sync, rename: the one way to write what must last.
 //!
-//! After any of these returns (but for [`replace_file`]), the new content survives a power cut; before, the old content (or nothing) is what a
-//! reader sees. There is no state between.
+//! A reader sees the new content or the old (or nothing): there is no state between. When these return, the new content survives a power cut,
+//! but for [`replace_file`].
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Above this many files, one `syncfs` is cheaper than an `fsync` each.
@@ -24,19 +25,25 @@ pub fn temporary_sibling(path: &Path) -> PathBuf {
 /// # Errors
 /// When the folder is missing or not writable, or the disk is full; the old content is then untouched.
 pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    replace_file(path, bytes)?;
+    replace(path, |file| {
+        file.write_all(bytes)?;
+        file.sync_all()
+    })?;
     sync_folder(path.parent().unwrap_or(Path::new(".")))
 }
 
-/// As [`write_file`], but for the last step: until its folder is synced, a power cut may bring the old content back.
+/// As [`write_file`], but for the syncs: after a power cut there may be the old content, the new, or none.
 ///
 /// # Errors
 /// As there.
 pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace(path, |file| file.write_all(bytes))
+}
+
+fn replace(path: &Path, write: impl Fn(&mut File) -> io::Result<()>) -> io::Result<()> {
     let temporary = temporary_sibling(path);
     let written = File::create_new(&temporary).and_then(|mut file| {
-        file.write_all(bytes)?;
-        file.sync_all()?;
+        write(&mut file)?;
         fs::rename(&temporary, path)
     });
     if written.is_err() {
@@ -69,6 +76,14 @@ pub fn sync_folder(folder: &Path) -> io::Result<()> {
 /// # Errors
 /// As `fsync`; `EIO` is passed on, since data may then be lost.
 pub fn sync_tree(root: &Path) -> io::Result<()> {
+    sync(&tree(root)?)
+}
+
+/// Every file below `root`, then every folder, the innermost first, `root` last.
+///
+/// # Errors
+/// When a folder cannot be listed.
+pub fn tree(root: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     let mut folders = vec![root.to_owned()];
     let mut next = 0;
@@ -82,13 +97,26 @@ pub fn sync_tree(root: &Path) -> io::Result<()> {
         }
         next += 1;
     }
-    if files.len() + folders.len() >= SYNCFS_FROM_FILES {
-        return Ok(rustix::fs::syncfs(File::open(root)?)?);
+    files.extend(folders.into_iter().rev());
+    Ok(files)
+}
+
+/// Syncs files and folders of one file system.
+///
+/// # Errors
+/// As `fsync`; `EIO` is passed on, since data may then be lost.
+pub fn sync(paths: &[PathBuf]) -> io::Result<()> {
+    match paths {
+        [first, ..] if paths.len() >= SYNCFS_FROM_FILES => Ok(rustix::fs::syncfs(File::open(first)?)?),
+        _ => paths.iter().try_for_each(|path| File::open(path)?.sync_all()),
     }
-    for path in files.iter().chain(folders.iter().rev()) {
-        File::open(path)?.sync_all()?;
-    }
-    Ok(())
+}
+
+/// The boot of the machine that this is, by a number drawn at its start; none where the system tells none.
+pub fn boot() -> Option<&'static str> {
+    static BOOT: OnceLock<Option<String>> = OnceLock::new();
+    let read = || fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|text| text.trim().to_owned());
+    BOOT.get_or_init(read).as_deref()
 }
 
 #[cfg(test)]

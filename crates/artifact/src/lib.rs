@@ -38,7 +38,7 @@ pub use digest::Digest;
 pub use error::{Doing, StageError};
 pub use event::{Event, Level, Sink};
 pub use manifest::{FileEntry, Kind, Manifest, Outcome};
-pub use object_store::{CacheRecord, ObjectStore};
+pub use object_store::{CacheRecord, Hit, ObjectStore};
 pub use parallel::collect_in_order;
 pub use spec::{Settings, StageSpec};
 pub use stage::{Input, InputRef, RunContext, Stage, StageName, StageType};

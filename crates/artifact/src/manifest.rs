@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{Digest, Doing, StageError, collect_in_order, durable};
+use crate::{Digest, Doing, StageError, collect_in_order};
 
 /// The manifest's file name within an artifact.
 pub const FILE_NAME: &str = "artifact.json";
@@ -142,10 +142,11 @@ impl Manifest {
         }
     }
 
-    /// Makes a directory an artifact: digests every file, writes `artifact.json`, makes files read-only, syncs all to disk.
+    /// Makes a directory an artifact: digests every file, writes `artifact.json`, makes the other files read-only. Nothing
+    /// is synced: see [`crate::ObjectStore::settle`].
     ///
     /// # Errors
-    /// When something in it is neither a file nor a folder, or cannot be read or synced.
+    /// When something in it is neither a file nor a folder, or cannot be read.
     pub fn seal(dir: &Path, kind: Kind, outcome: Outcome, made_by: Ancestor, parents: &[Manifest]) -> Result<Self, StageError> {
         let files = entries(dir)?;
         let digest = content_digest(kind, &outcome, &files).doing(|| "digesting the manifest".into())?;
@@ -156,8 +157,13 @@ impl Manifest {
         for file in &manifest.files {
             set_read_only(&dir.join(&file.path))?;
         }
-        durable::sync_tree(dir).doing(|| format!("syncing {}", dir.display()))?;
         Ok(manifest)
+    }
+
+    /// Whether a directory is the artifact with this digest, manifest and all, by re-hashing it.
+    pub(crate) fn is_whole(dir: &Path, digest: &Digest) -> bool {
+        let manifest = Self::read(dir).ok().filter(|manifest| manifest.digest == *digest);
+        manifest.is_some_and(|manifest| manifest.verify(dir).is_ok_and(|damage| damage.is_empty()))
     }
 
     /// Re-hashes every file and names all damage; an empty list means that the artifact is whole.
@@ -260,7 +266,7 @@ fn list(dir: &Path, prefix: &str, paths: &mut Vec<String>) -> Result<(), StageEr
 }
 
 /// Artifacts never change: say so to editors and careless scripts.
-fn set_read_only(path: &Path) -> Result<(), StageError> {
+pub(crate) fn set_read_only(path: &Path) -> Result<(), StageError> {
     let doing = || format!("making {} read-only", path.display());
     let mut permissions = fs::metadata(path).doing(doing)?.permissions();
     permissions.set_readonly(true);

@@ -14,7 +14,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -41,6 +41,9 @@ pub struct CacheRecord {
     pub seconds: f64,
     /// Host name and CPU.
     pub machine: String,
+    /// The boot of the machine it was written in, by Linux's `boot_id`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<String>,
     /// What it used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
@@ -50,6 +53,15 @@ pub struct CacheRecord {
     /// The artifact's named outputs, relative to it.
     #[serde(default)]
     pub outputs: std::collections::BTreeMap<String, String>,
+}
+
+/// A record that was found under its key.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Hit {
+    /// It.
+    pub record: CacheRecord,
+    /// Whether it and its artifact survive a power cut: see [`ObjectStore::settle`].
+    pub is_settled: bool,
 }
 
 /// A store on disk.
@@ -121,8 +133,7 @@ impl ObjectStore {
         self.root.join("damaged")
     }
 
-    /// Moves a sealed directory into `objects/`. When the same artifact is there already, that one stays. What it holds is
-    /// on disk; that it lies there is so with [`Self::remember`], which is told of it next.
+    /// Moves a sealed directory into `objects/`. When the same artifact is there already, that one stays.
     ///
     /// # Errors
     /// When the directory is not sealed or cannot be moved.
@@ -131,7 +142,7 @@ impl ObjectStore {
         let target = self.object(&manifest.digest);
         let parent = target.parent().unwrap_or(&self.root);
         fs::create_dir_all(parent).doing(|| format!("making {}", parent.display()))?;
-        if target.join(manifest::FILE_NAME).is_file() {
+        if self.keeps(&manifest, &target)? {
             remove_tree(sealed).doing(|| format!("removing {}", sealed.display()))?;
             return Ok(manifest);
         }
@@ -145,17 +156,44 @@ impl ObjectStore {
         Ok(manifest)
     }
 
-    /// The record under a cache key, if its artifact is still there. Costs two look-ups, never a hash.
-    ///
-    /// A record that cannot be read counts as absent: the stage then runs again and replaces it.
-    pub fn lookup(&self, key: &Digest) -> Option<CacheRecord> {
-        let text = fs::read(self.cache_path(key)).ok()?;
-        let record: CacheRecord = serde_json::from_slice(&text).ok()?;
-        self.object(&record.artifact).join(manifest::FILE_NAME).is_file().then_some(record)
+    /// Whether an artifact is there already, and whole. One that was not settled may have lost its content in a power cut: it
+    /// is re-hashed, and moved away if it is damaged.
+    fn keeps(&self, manifest: &Manifest, target: &Path) -> Result<bool, StageError> {
+        if !target.exists() {
+            return Ok(false);
+        }
+        if is_settled(&target.join(manifest::FILE_NAME)) || Manifest::is_whole(target, &manifest.digest) {
+            return Ok(true);
+        }
+        let aside = self.damaged().join(manifest.digest.to_string());
+        let moving = || format!("moving {} to {}", target.display(), aside.display());
+        fs::create_dir_all(self.damaged()).and_then(|()| remove_tree(&aside)).doing(moving)?;
+        match fs::rename(target, &aside) {
+            // Another run was faster.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            moved => moved.doing(moving)?,
+        }
+        Ok(false)
     }
 
-    /// Remembers which artifact a key gave. Survives a power cut once [`Self::settle`] was called: until then the artifact or
-    /// its record may be missing, never one that is damaged, and the stage would run again.
+    /// The record under a cache key, if its artifact is still there. Costs two look-ups, never a hash.
+    ///
+    /// A record that cannot be read counts as absent: the stage then runs again and replaces it. So does one that was not settled
+    /// before the machine was started anew: its artifact may have lost what was not on disk yet.
+    pub fn lookup(&self, key: &Digest) -> Option<Hit> {
+        let mut file = File::open(self.cache_path(key)).ok()?;
+        let is_read_only = file.metadata().ok()?.permissions().readonly();
+        let mut text = Vec::new();
+        file.read_to_end(&mut text).ok()?;
+        let record: CacheRecord = serde_json::from_slice(&text).ok()?;
+        // Without a boot it is of a version that synced everything at once.
+        let is_settled = is_read_only || record.boot.is_none();
+        let holds = is_settled || record.boot.as_deref() == durable::boot();
+        let is_there = || self.object(&record.artifact).join(manifest::FILE_NAME).is_file();
+        (holds && is_there()).then_some(Hit { record, is_settled })
+    }
+
+    /// Remembers which artifact a key gave, from now on; beyond a power cut once [`Self::settle`] was called.
     ///
     /// # Errors
     /// When the record cannot be written.
@@ -169,17 +207,45 @@ impl ObjectStore {
         durable::replace_file(&path, &text).doing(doing)
     }
 
-    /// Makes these records, and where their artifacts lie, survive a power cut. One call for many short stages: each sync of
-    /// a folder makes the file system write its journal.
+    /// Makes these keys' records and artifacts survive a power cut. One call for many short stages: each sync makes the file system
+    /// write its journal.
+    ///
+    /// All of it is synced first, and then made read-only: what is found read-only after a power cut was on disk before.
+    /// What cannot be synced is forgotten, since nobody knows what of it is on disk.
     ///
     /// # Errors
     /// As `fsync`.
     pub fn settle(&self, records: &[(Digest, Digest)]) -> Result<(), StageError> {
-        let places = records.iter().flat_map(|(key, artifact)| [self.object(artifact), self.cache_path(key)]);
-        // The folder of a shard, and the one that holds all shards.
-        let folders: BTreeSet<PathBuf> =
-            places.flat_map(|path| path.ancestors().skip(1).take(2).map(Path::to_owned).collect::<Vec<_>>()).collect();
-        folders.iter().try_for_each(|folder| durable::sync_folder(folder).doing(|| format!("syncing {}", folder.display())))
+        let settled = self.sync_records(records);
+        if settled.is_err() {
+            for (key, artifact) in records {
+                let (record, object) = (self.cache_path(key), self.object(artifact));
+                // A disk that fails may fail here, too: what is left then counts until the next boot and no longer.
+                let _ = if is_settled(&record) { Ok(()) } else { fs::remove_file(&record) };
+                let _ = if is_settled(&object.join(manifest::FILE_NAME)) { Ok(()) } else { remove_tree(&object) };
+            }
+        }
+        settled
+    }
+
+    fn sync_records(&self, records: &[(Digest, Digest)]) -> Result<(), StageError> {
+        let syncing = || format!("syncing the store {}", self.root.display());
+        let (mut content, mut seals, mut folders) = (Vec::new(), Vec::new(), BTreeSet::new());
+        for (key, artifact) in records {
+            let (object, record) = (self.object(artifact), self.cache_path(key));
+            // `gc` or another run may have removed either.
+            if object.is_dir() && record.is_file() {
+                content.extend(durable::tree(&object).doing(syncing)?);
+                // The folder of a shard, and the one that holds all shards.
+                folders.extend([&object, &record].into_iter().flat_map(|path| path.ancestors().skip(1).take(2)).map(Path::to_owned));
+                content.push(record.clone());
+                seals.extend([object.join(manifest::FILE_NAME), record]);
+            }
+        }
+        durable::sync(&content).doing(syncing)?;
+        seals.iter().try_for_each(|path| manifest::set_read_only(path))?;
+        seals.extend(folders);
+        durable::sync(&seals).doing(syncing)
     }
 
     /// Who made an artifact from what, back to the raw data: what its manifest lists, and where that ends, what its ancestors' manifests
@@ -254,6 +320,11 @@ impl ObjectStore {
 #[derive(Debug)]
 pub struct Lock {
     _file: File,
+}
+
+/// Whether a record, or an artifact's manifest, was on disk before it became read-only.
+fn is_settled(file: &Path) -> bool {
+    fs::metadata(file).is_ok_and(|data| data.permissions().readonly())
 }
 
 /// Removes a directory tree; one that is gone already is no error.
@@ -341,27 +412,74 @@ mod tests {
         assert!(store.publish(&store.staging("half")).is_err());
     }
 
+    /// A key's record, and an artifact that it gave; written in this boot of the machine, or in another.
+    fn remembered(store: &ObjectStore, name: &str, boot: Option<&str>) -> (Digest, CacheRecord) {
+        let (key, artifact) = (Digest::of(name.as_bytes()), store.publish(&sealed(store, name, name)).unwrap().digest);
+        let (uses, run, started, machine) = Default::default();
+        let (usage, metrics, outputs) = Default::default();
+        let boot = boot.map(str::to_owned);
+        let record = CacheRecord { artifact, uses, run, started, seconds: 0.0, machine, boot, usage, metrics, outputs };
+        store.remember(&key, &record).unwrap();
+        (key, record)
+    }
+
     #[test]
     fn a_record_whose_artifact_is_gone_is_no_hit() {
         let dir = tempfile::tempdir().unwrap();
         let store = ObjectStore::open(dir.path()).unwrap();
-        let manifest = store.publish(&sealed(&store, "one", "x")).unwrap();
-        let key = Digest::of(b"key");
-        let record = CacheRecord {
-            artifact: manifest.digest,
-            uses: "test".into(),
-            run: "r".into(),
-            started: String::new(),
-            seconds: 0.0,
-            machine: String::new(),
-            usage: None,
-            metrics: Default::default(),
-            outputs: Default::default(),
-        };
-        store.remember(&key, &record).unwrap();
-        assert_eq!(store.lookup(&key), Some(record));
-        remove_tree(&store.object(&manifest.digest)).unwrap();
+        let (key, record) = remembered(&store, "one", durable::boot());
+        assert_eq!(store.lookup(&key), Some(Hit { record: record.clone(), is_settled: false }));
+        remove_tree(&store.object(&record.artifact)).unwrap();
         assert_eq!(store.lookup(&key), None);
+    }
+
+    #[test]
+    fn what_was_not_settled_counts_as_absent_after_the_next_boot() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ObjectStore::open(dir.path()).unwrap();
+        let (key, record) = remembered(&store, "one", Some("the boot before"));
+        assert_eq!(store.lookup(&key), None);
+        store.settle(&[(key, record.artifact)]).unwrap();
+        assert_eq!(store.lookup(&key), Some(Hit { record, is_settled: true }));
+        let (of_old, _) = remembered(&store, "two", None);
+        assert!(store.lookup(&of_old).is_some(), "records of earlier versions were synced when they were written");
+    }
+
+    #[test]
+    fn an_artifact_that_lost_its_content_before_it_was_settled_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ObjectStore::open(dir.path()).unwrap();
+        let (key, record) = remembered(&store, "one", durable::boot());
+        let object = store.object(&record.artifact);
+        let empty = || {
+            fs::remove_file(object.join("sub/file")).unwrap();
+            fs::write(object.join("sub/file"), "").unwrap();
+        };
+        let content = || fs::read_to_string(object.join("sub/file")).unwrap();
+        empty();
+        store.publish(&sealed(&store, "again", "one")).unwrap();
+        assert_eq!(content(), "one");
+        assert!(store.damaged().join(record.artifact.to_string()).is_dir(), "nothing is thrown away");
+        fs::remove_file(object.join(manifest::FILE_NAME)).unwrap();
+        store.publish(&sealed(&store, "again", "one")).unwrap();
+        assert!(object.join(manifest::FILE_NAME).is_file());
+        store.settle(&[(key, record.artifact)]).unwrap();
+        empty();
+        store.publish(&sealed(&store, "again", "one")).unwrap();
+        assert_eq!(content(), "", "what is settled is not re-hashed: finding rot is what `verify` is for");
+    }
+
+    #[test]
+    fn what_cannot_be_synced_is_forgotten_but_for_what_was_settled_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ObjectStore::open(dir.path()).unwrap();
+        let (before, good) = remembered(&store, "good", durable::boot());
+        store.settle(&[(before, good.artifact)]).unwrap();
+        let (key, bad) = remembered(&store, "bad", durable::boot());
+        std::os::unix::fs::symlink("nowhere", store.object(&bad.artifact).join("cannot be opened")).unwrap();
+        assert!(store.settle(&[(before, good.artifact), (key, bad.artifact)]).is_err());
+        assert_eq!(store.lookup(&key), None);
+        assert!(!store.object(&bad.artifact).exists() && store.lookup(&before).is_some());
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub struct Settings {
     pub scratch: Option<PathBuf>,
     /// The folder that remembers the digests of files outside the store; none: they are read each time.
     pub stat_cache: Option<PathBuf>,
+    /// Whether the caller syncs what takes less than [`crate::worker::SHORT`] to make, together with what others made.
+    pub syncs_short: bool,
 }
 
 /// One stage's work: the file that `episteme stage SPEC` and the crates' own binaries take.

@@ -9,12 +9,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::event::Status;
 use crate::manifest::Ancestor;
 use crate::stage::AnyStage;
-use crate::{Digest, Doing, Event, Input, Manifest, RunContext, Sink, StageError, StageSpec, StageType};
+use crate::{Digest, Doing, Event, Input, Manifest, RunContext, Sink, StageError, StageSpec, StageType, durable};
 
 /// Exit code of a run or stage that did what was asked.
 pub const DONE: u8 = 0;
@@ -24,6 +24,9 @@ pub const FAILED: u8 = 1;
 pub const WRONG: u8 = 2;
 /// Exit code after Ctrl-C or SIGTERM.
 pub const INTERRUPTED: u8 = 130;
+
+/// What took less than this is cheap to make again: under an orchestrator it is synced with what others made.
+pub const SHORT: Duration = Duration::from_secs(1);
 
 /// A flag that SIGINT and SIGTERM raise; a second signal ends the process at once.
 ///
@@ -67,8 +70,12 @@ pub fn run_spec(spec: &StageSpec, stages: &[StageType], sink: &dyn Sink) -> u8 {
         Err(error) => return failed(error, WRONG),
     };
     sink.emit(Event::StageStarted { stage: spec.name.clone(), uses: spec.uses.clone() });
-    match run_and_seal(spec, stage.as_ref(), sink) {
-        Ok(_) => {
+    let sealed = run_and_seal(spec, stage.as_ref(), sink).and_then(|()| match spec.settings.syncs_short && clock.elapsed() < SHORT {
+        true => Ok(()),
+        false => durable::sync_tree(&spec.output).doing(|| format!("syncing {}", spec.output.display())),
+    });
+    match sealed {
+        Ok(()) => {
             sink.emit(Event::StageFinished {
                 stage: spec.name.clone(),
                 status: Status::Ran,
@@ -95,7 +102,7 @@ fn find(spec: &StageSpec, stages: &[StageType]) -> Result<Box<dyn AnyStage>, Sta
 ///
 /// # Errors
 /// What the stage says; a panic inside it becomes an error that names the stage.
-pub fn run_and_seal(spec: &StageSpec, stage: &dyn AnyStage, sink: &dyn Sink) -> Result<Manifest, StageError> {
+fn run_and_seal(spec: &StageSpec, stage: &dyn AnyStage, sink: &dyn Sink) -> Result<(), StageError> {
     let mut inputs = BTreeMap::new();
     for (key, paths) in &spec.inputs {
         inputs.insert(key.clone(), paths.iter().map(|path| Input::open(path)).collect::<Result<Vec<_>, _>>()?);
@@ -117,7 +124,7 @@ pub fn run_and_seal(spec: &StageSpec, stage: &dyn AnyStage, sink: &dyn Sink) -> 
         inputs: digests,
         rows: outcome.rows,
     };
-    Manifest::seal(&spec.output, stage.gives(), outcome, made_by, &parents)
+    Manifest::seal(&spec.output, stage.gives(), outcome, made_by, &parents).map(drop)
 }
 
 /// A plain folder has no digest of its own; its place in a lineage is a digest of its path.

@@ -211,7 +211,7 @@ impl Classifier {
 
 impl Stage for Classifier {
     const USES: &'static str = "learn.classifier";
-    const VERSION: u32 = 5;
+    const VERSION: u32 = 6;
     const SUMMARY: &'static str = "Train a network to tell classes apart";
     const GIVES: Kind = Kind::Model;
 

@@ -36,7 +36,7 @@ const TILE_BYTES: usize = 256 * 1024;
 pub(crate) enum ForwardPath {
     /// Sums stay in registers until they are pooled and activated; nothing is copied.
     Direct,
-    /// As [`ForwardPath::Direct`], with 16 products in place of 36.
+    /// As [`ForwardPath::Direct`], with a third of the products.
     Winograd,
     /// One filter a channel: loops over the channels, where the image lies.
     Depthwise,

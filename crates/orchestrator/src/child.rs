@@ -1,7 +1,7 @@
 //! One stage at work in a process of its own: its start, what it says, its end.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -14,6 +14,7 @@ use artifact::{Digest, Doing, Event, Level, StageError, StageSpec};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, getppid, kill_process_group, set_parent_process_death_signal, waitid};
 
 use crate::guard::Guard;
+use crate::spare::Spare;
 use crate::{memory, render, usage};
 
 /// How long a stage may take to end after it was asked to; then it is killed.
@@ -23,6 +24,9 @@ const LAST_LINES: usize = 12;
 
 /// The running program itself, even when a build has put another one in its place meanwhile: a run is of one code version.
 pub const THIS_EXECUTABLE: &str = "/proc/self/exe";
+
+/// The allocator's variable that, at 0, has the kernel give a process no large pages.
+pub const NO_LARGE_PAGES: &str = "MIMALLOC_ALLOW_THP";
 
 /// What a stage's process says, or that it said its last; with the stage's place in the plan.
 pub enum Said {
@@ -41,7 +45,7 @@ pub struct Job {
     /// Where it keeps what is to outlive a failure.
     pub scratch: PathBuf,
     /// When it began.
-    pub started: jiff::Zoned,
+    pub started: jiff::Timestamp,
     /// What it said of its failure.
     pub error: Option<StageError>,
     /// What it used, once it has ended.
@@ -80,6 +84,15 @@ pub struct Place<'a> {
     pub said: Sender<Said>,
     /// Who ends what it starts, if it starts programs.
     pub guard: Option<Guard>,
+    /// A process that waits for such a stage.
+    pub spare: Option<Spare>,
+}
+
+impl Limits {
+    /// Whether its process needs to know of any before it starts.
+    pub fn are_told(&self) -> bool {
+        self.cores.is_some() || self.memory.is_some()
+    }
 }
 
 impl Job {
@@ -89,27 +102,22 @@ impl Job {
     /// When its spec or log cannot be written, or no process can be had.
     pub fn start(spec: StageSpec, key: Digest, locks: Vec<Lock>, limits: Limits, place: Place<'_>) -> Result<Self, StageError> {
         let name = &spec.name;
-        let Place { index, folder, said, guard } = place;
+        let Place { index, folder, said, guard, spare } = place;
         // No stage's name holds a dot: none of these is `run.json` or `events.jsonl`.
         let (spec_file, log) = (folder.join(format!("{name}.spec.json")), folder.join(format!("{name}.log")));
         let writing = || format!("writing {}", spec_file.display());
         fs::write(&spec_file, serde_json::to_vec_pretty(&spec).doing(writing)?).doing(writing)?;
         let stderr = File::create(&log).doing(|| format!("creating {}", log.display()))?;
-        let mut command = Command::new(THIS_EXECUTABLE);
-        command.arg("stage").arg(&spec_file).arg("--parent").arg(std::process::id().to_string());
-        if let Some(bytes) = limits.memory {
-            command.arg("--memory").arg(bytes.to_string());
-        }
-        if let Some(cores) = limits.cores {
-            for name in ["RAYON_NUM_THREADS", "OMP_NUM_THREADS", "EPISTEME_CORES"] {
-                command.env(name, cores.to_string());
+        let (child, stdout): (Child, Option<Box<dyn Read + Send>>) = match spare.and_then(|spare| spare.give(&spec_file, &log)) {
+            Some((child, channel)) => (child, Some(Box::new(channel))),
+            None => {
+                let mut child =
+                    Self::spawn(&spec_file, stderr, limits, guard.as_ref()).doing(|| format!("starting a process for `{name}`"))?;
+                let stdout = child.stdout.take();
+                (child, stdout.map(|stdout| Box::new(stdout) as Box<dyn Read + Send>))
             }
-        }
-        let hold = guard.as_ref().map(Guard::hold).transpose().doing(|| format!("starting a process for `{name}`"))?;
-        // A group of its own: what a stage starts is ended with it.
-        command.stdin(hold.unwrap_or_else(Stdio::null)).stdout(Stdio::piped()).stderr(stderr).process_group(0);
-        let mut child = command.spawn().doing(|| format!("starting a process for `{name}`"))?;
-        if let Some(stdout) = child.stdout.take() {
+        };
+        if let Some(stdout) = stdout {
             let name = name.clone();
             std::thread::spawn(move || listen(index, &name, stdout, &said));
         }
@@ -118,7 +126,7 @@ impl Job {
             key,
             staging: spec.output,
             scratch,
-            started: jiff::Zoned::now(),
+            started: jiff::Timestamp::now(),
             error: None,
             usage: None,
             clock: Instant::now(),
@@ -129,6 +137,27 @@ impl Job {
             guard,
             _locks: locks,
         })
+    }
+
+    /// A process for a spec file.
+    fn spawn(spec_file: &Path, log: File, limits: Limits, guard: Option<&Guard>) -> io::Result<Child> {
+        let mut command = Command::new(THIS_EXECUTABLE);
+        command.arg("stage").arg(spec_file).arg("--parent").arg(std::process::id().to_string());
+        if guard.is_some() {
+            // It only waits for a program, and is over sooner without large pages to clear.
+            command.env(NO_LARGE_PAGES, "0");
+        }
+        if let Some(bytes) = limits.memory {
+            command.arg("--memory").arg(bytes.to_string());
+        }
+        if let Some(cores) = limits.cores {
+            for name in ["RAYON_NUM_THREADS", "OMP_NUM_THREADS", "EPISTEME_CORES"] {
+                command.env(name, cores.to_string());
+            }
+        }
+        // A group of its own: what a stage starts is ended with it.
+        command.stdin(guard.map_or_else(|| Ok(Stdio::null()), Guard::hold)?).stdout(Stdio::piped()).stderr(log).process_group(0);
+        command.spawn()
     }
 
     /// Its process.
@@ -254,7 +283,7 @@ pub fn die_with(parent: u32) -> bool {
 }
 
 /// Passes on what a stage says until it closes its output. A line that is no event was printed by some library: a log line.
-fn listen(index: usize, name: &str, stdout: impl std::io::Read, said: &Sender<Said>) {
+fn listen(index: usize, name: &str, stdout: impl Read, said: &Sender<Said>) {
     for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
         let event = serde_json::from_slice(&line).unwrap_or_else(|_| Event::Log {
             stage: name.to_owned(),

@@ -269,21 +269,6 @@ pub enum Verb {
         #[arg(long, value_name = "DIR", conflicts_with = "verb")]
         to: Option<PathBuf>,
     },
-    /// Runs one stage from its spec file: what a run starts for each stage
-    #[command(hide = true)]
-    Stage {
-        /// The spec file.
-        spec: PathBuf,
-        /// The process that started it: the stage ends with it.
-        #[arg(long)]
-        parent: Option<u32>,
-        /// Bytes of memory that it may take.
-        #[arg(long)]
-        memory: Option<u64>,
-    },
-    /// Ends what programs have started, once nobody else can
-    #[command(hide = true)]
-    Guard,
 }
 
 /// What a schema describes.

@@ -234,6 +234,7 @@ mod tests {
                 started: String::new(),
                 seconds: 0.0,
                 machine: String::new(),
+                boot: None,
                 usage: None,
                 metrics: Default::default(),
                 outputs: Default::default(),

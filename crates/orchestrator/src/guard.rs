@@ -17,7 +17,7 @@ use std::sync::Arc;
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
 use rustix::process::{Pid, Signal, getpgrp, getpid, kill_process_group};
 
-use crate::child::{THIS_EXECUTABLE, pid};
+use crate::child::{NO_LARGE_PAGES, THIS_EXECUTABLE, pid};
 use crate::descendants;
 
 /// A run's hold on its guard.
@@ -44,6 +44,7 @@ impl Guard {
         }
         let (reader, writer) = io::pipe()?;
         let mut command = Command::new(THIS_EXECUTABLE);
+        command.env(NO_LARGE_PAGES, "0");
         command.arg("guard").stdin(reader).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0).current_dir("/");
         // Nobody waits for it: it ends after this process does.
         let process = pid(&command.spawn()?);

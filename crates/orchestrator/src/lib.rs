@@ -13,6 +13,7 @@ mod folder;
 mod gc;
 mod graph;
 mod guard;
+mod inner;
 mod live;
 mod log;
 mod made;
@@ -34,6 +35,7 @@ mod select;
 mod set;
 mod show;
 mod span;
+mod spare;
 mod tag;
 mod tagging;
 mod usage;
@@ -50,6 +52,7 @@ use clap::Parser;
 use crate::cli::{Cli, Color};
 use crate::command::Command;
 use crate::document::Document;
+use crate::inner::Inner;
 use crate::problem::Problems;
 
 /// Exit code when another run holds the pipeline.
@@ -85,8 +88,12 @@ static COMMAND: &[StageType] = &[StageType::of::<Command>()];
 /// The exit code is 0 when all is done, 1 when a stage failed, 2 when the pipeline or the command line is wrong, 3 when another run
 /// is at it, 130 when it was interrupted.
 pub fn main(stages: &[&[StageType]]) -> ExitCode {
+    let types = [stages, &[COMMAND]].concat().concat();
+    if let Some(inner) = Inner::asked() {
+        return ExitCode::from(inner.act(&types));
+    }
     let mut cli = Cli::parse();
-    cli.global.types = [stages, &[COMMAND]].concat().concat();
+    cli.global.types = types;
     // What `run` prints are the events of a run: of one that never began, there are none.
     let json = cli.global.json && !matches!(cli.verb, cli::Verb::Run { .. });
     match cli.global.color {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use artifact::stage::AnyStage;
-use artifact::{CacheRecord, ConfigProblem, Digest, Kind, ObjectStore, Settings, StageError, StageType, config};
+use artifact::{CacheRecord, ConfigProblem, Digest, Hit, Kind, ObjectStore, Settings, StageError, StageType, config};
 
 use crate::document::Will;
 use crate::pipeline::needs::Needs;
@@ -186,7 +186,7 @@ impl Plan {
                 None => Forecast::AfterUpstream,
                 Some(key) => match store.lookup(&key) {
                     None => Forecast::Run,
-                    Some(record) => {
+                    Some(Hit { record, .. }) => {
                         artifacts[index] = Some(record.artifact);
                         Forecast::Cached(Box::new(record))
                     }

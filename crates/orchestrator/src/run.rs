@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use artifact::event::{StageResult, Status, Usage};
 use artifact::object_store::remove_tree;
-use artifact::{CacheRecord, Digest, Event, Level, ObjectStore, Settings, Sink, StageError};
+use artifact::worker::SHORT;
+use artifact::{CacheRecord, Digest, Event, Hit, Level, ObjectStore, Settings, Sink, StageError, durable};
 
 use crate::begun::{Begun, machine};
 use crate::budget::Budget;
@@ -21,13 +22,11 @@ use crate::plan::Plan;
 use crate::render;
 use crate::rules::promote;
 use crate::select::Selected;
+use crate::spare::Spare;
 use states::{State, States};
 
 /// How often the scheduler looks whether it was asked to stop, and whether another run is done with what it waits for.
 const LOOK: Duration = Duration::from_millis(50);
-
-/// What took less than this is cheap to make again: its folders are synced with others', at the end of the run.
-const SETTLE_FROM_SECONDS: f64 = 1.0;
 
 /// What a run may do.
 pub struct Options {
@@ -76,6 +75,8 @@ pub struct Run<'a> {
     unsettled: Vec<(Digest, Digest)>,
     /// Since the first stage that runs a program.
     guard: Option<Guard>,
+    /// For the next one.
+    spare: Option<Spare>,
 }
 
 impl<'a> Run<'a> {
@@ -109,6 +110,7 @@ impl<'a> Run<'a> {
             halted: false,
             unsettled: Vec::new(),
             guard: None,
+            spare: None,
         }
     }
 
@@ -118,6 +120,7 @@ impl<'a> Run<'a> {
         let stages = self.wanted().map(|index| self.plan.stages[index].name.clone()).collect();
         self.sink.emit(Event::RunStarted { run: self.begun.name.clone(), pipeline: self.plan.name.clone(), stages });
         self.work();
+        self.spare.take().into_iter().for_each(Spare::end);
         let settled = self.settle_all();
         let interrupted = self.stop.load(Ordering::Relaxed);
         let results: Vec<StageResult> = self.results();
@@ -200,7 +203,12 @@ impl<'a> Run<'a> {
     }
 
     fn take_from_cache(&mut self, index: usize, key: &Digest) -> bool {
-        let Some(record) = self.store.lookup(key).filter(|_| !self.options.selected.forced[index]) else { return false };
+        let Some(Hit { record, is_settled }) = self.store.lookup(key).filter(|_| !self.options.selected.forced[index]) else {
+            return false;
+        };
+        if !is_settled {
+            self.unsettled.push((*key, record.artifact));
+        }
         if self.options.selected.wanted[index] {
             let (stage, artifact) = (self.plan.stages[index].name.clone(), Some(record.artifact));
             self.sink.emit(Event::StageFinished { stage, status: Status::Cached, seconds: 0.0, artifact, usage: None });
@@ -249,16 +257,18 @@ impl<'a> Run<'a> {
             artifact: manifest.digest,
             uses: self.plan.stages[index].stage.uses().to_owned(),
             run: self.begun.name.clone(),
-            started: job.started.timestamp().to_string(),
+            started: job.started.to_string(),
             seconds,
             machine: self.machine.clone(),
+            boot: durable::boot().map(str::to_owned),
             usage: job.usage,
             metrics: manifest.outcome.metrics,
             outputs: manifest.outcome.outputs,
         };
         self.store.remember(&job.key, &record)?;
         self.unsettled.push((job.key, record.artifact));
-        if seconds >= SETTLE_FROM_SECONDS {
+        // Where no boot can be told from another, nothing waits for its sync.
+        if seconds >= SHORT.as_secs_f64() || record.boot.is_none() {
             self.store.settle(&std::mem::take(&mut self.unsettled))?;
         }
         let _ = remove_tree(&job.scratch);
@@ -267,7 +277,7 @@ impl<'a> Run<'a> {
 
     fn done(&mut self, index: usize, status: Status, seconds: f64, record: CacheRecord) {
         self.artifacts[index] = Some(record.artifact);
-        self.states.set(index, State::Done { status, seconds, record: Some(record) });
+        self.states.set(index, State::Done { status, seconds, record: Some(Box::new(record)) });
     }
 
     /// Waits twice as long each time.
@@ -297,7 +307,8 @@ impl<'a> Run<'a> {
 
     /// Ends what programs have started whose stage is no more.
     fn end_orphans(&self) {
-        self.guard.iter().for_each(|guard| guard.end_orphans(&self.states.processes()));
+        let own = || self.states.processes().into_iter().chain(self.spare.as_ref().and_then(Spare::process)).collect::<Vec<_>>();
+        self.guard.iter().for_each(|guard| guard.end_orphans(&own()));
     }
 
     /// Places of the stages that the run is about.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use artifact::event::JsonLines;
-use artifact::worker::{DONE, FAILED, INTERRUPTED, run_spec_file, stop_flag};
+use artifact::worker::{DONE, FAILED, INTERRUPTED, stop_flag};
 use artifact::{Doing, ObjectStore, Settings, Sink, StageError, durable};
 use serde::Serialize;
 
@@ -25,8 +25,7 @@ use crate::rules::alerts::Alarm;
 use crate::rules::secret::Redacting;
 use crate::run::{Options, Run};
 use crate::{
-    Failure, busy, child, diff, document, gc, graph, guard, log, manual, memory, record, reference, reproduce, resolve, schedule, show,
-    tagging, verify, why,
+    Failure, busy, diff, document, gc, graph, log, manual, record, reference, reproduce, resolve, schedule, show, tagging, verify, why,
 };
 
 /// Does what was asked; the exit code.
@@ -59,15 +58,6 @@ pub fn act(cli: Cli) -> Result<u8, Failure> {
         Verb::Log { pipeline, number } => log::log(global, pipeline.as_deref(), *number),
         Verb::Tag { name, what, remove, pipeline } => tagging::tag(global, name.as_deref(), what.as_deref(), *remove, pipeline),
         Verb::Verify { dry_run } => verify_verb(global, *dry_run),
-        Verb::Guard => {
-            guard::watch();
-            Ok(DONE)
-        }
-        Verb::Stage { parent: Some(parent), .. } if !child::die_with(*parent) => Ok(INTERRUPTED),
-        Verb::Stage { spec, memory, .. } => {
-            memory.map(memory::limit);
-            Ok(run_spec_file(spec, &global.types, &JsonLines::new(std::io::stdout())))
-        }
     }
 }
 
@@ -97,6 +87,7 @@ pub fn settings(global: &Global, plan: &Plan) -> Settings {
         base: plan.base.clone(),
         scratch: None,
         stat_cache: Some(global.store.join("stat")),
+        syncs_short: true,
     }
 }
 

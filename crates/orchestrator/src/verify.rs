@@ -282,8 +282,8 @@ mod tests {
         let [published, removed, lost] = ["published", "removed", "lost"].map(|name| object(&store, name));
         let record = |artifact: Digest| {
             let (uses, run, started, machine) = Default::default();
-            let (usage, metrics, outputs) = Default::default();
-            let record = CacheRecord { artifact, uses, run, started, seconds: 0.0, machine, usage, metrics, outputs };
+            let (boot, usage, metrics, outputs) = Default::default();
+            let record = CacheRecord { artifact, uses, run, started, seconds: 0.0, machine, boot, usage, metrics, outputs };
             store.remember(&artifact, &record).unwrap();
         };
         [published, removed, lost].into_iter().for_each(record);

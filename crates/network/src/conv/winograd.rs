@@ -1,11 +1,13 @@
-//! The convolution with 3 × 3 kernels by Winograd's minimal filtering F(2 × 2, 3 × 3) (Lavin and Gray 2016,
-//! <https://arxiv.org/abs/1509.09308>): 16 products in place of 36 for each 2 × 2 outputs, channel and filter.
+//! The convolution with 3 × 3 kernels by Winograd's minimal filtering F(2 × 4, 3 × 3) (Lavin and Gray 2016,
+//! <https://arxiv.org/abs/1509.09308>): 24 products in place of 72 for each 2 × 4 outputs, channel and filter.
 //!
-//! With `d` a 4 × 4 window of the input and `g` a kernel, the outputs are `Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A`. Over the channels the
-//! products are sums, so there is a matrix product for each of the 16 *points* of the transformed window: windows × channels
-//! times channels × filters. The weights' gradient is the same turned around: `Gᵀ [(Bᵀ d B) ⊙ (A y Aᵀ)] G`, summed over the windows.
+//! With `d` a 4 × 6 window of the input and `g` a kernel, the outputs are `Aᵀ [(G g Hᵀ) ⊙ (Bᵀ d C)] D`. Over the channels the
+//! products are sums, so there is a matrix product for each of the 24 *points* of the transformed window: windows × channels
+//! times channels × filters. The weights' gradient is the same turned around: `Gᵀ [(Bᵀ d C) ⊙ (A y Dᵀ)] H`, summed over the windows.
 //!
-//! The transforms only add, subtract and halve, so the rounding stays that of f32 (the tests compare it with the direct sums').
+//! Down a column it is F(2, 3), whose transforms add, subtract and halve: it rounds less than the direct sums. Along a row it is F(4, 3), which rounds
+//! more, and least with its polynomials taken at 0, ± 2/3, ± 3/2 and infinity. The two together round as the direct sums do (the tests
+//! compare them). F(4 × 4, 3 × 3) would need a quarter fewer products, and its error be 1.8 times as large.
 #![expect(clippy::undocumented_unsafe_blocks, reason = "all of it rests on what the callers of the unsafe functions promise")]
 
 use std::ops::Range;
@@ -20,8 +22,10 @@ use crate::{
     simd::vector::{Vector, for_each_vector},
 };
 
+/// Columns of a window: neighbouring windows share two.
+const COLUMNS: usize = 6;
 /// Of a transformed window.
-const POINTS: usize = 16;
+const POINTS: usize = 4 * COLUMNS;
 
 /// Rows of the matrices are whole vectors of any kind.
 const LANES: usize = 16;
@@ -36,8 +40,8 @@ impl Conv {
     pub(super) fn is_minimal(&self) -> bool {
         let (height, width) = self.computed();
         let (rows, columns) = self.grid();
-        // A transform's loads, sums and stores for one value of each of the 16 points.
-        const TRANSFORM: usize = 48;
+        // A transform's loads, sums and stores for one value of each of the points.
+        const TRANSFORM: usize = 3 * POINTS;
         let direct = height * width * self.patch() * self.filters;
         let minimal = rows * columns * (POINTS * self.channels * self.filters + TRANSFORM * (self.channels + self.filters));
         (self.rows, self.columns, self.stride) == (3, 3, 1) && self.pool <= 2 && minimal + minimal / 8 < direct
@@ -46,13 +50,13 @@ impl Conv {
     /// Rows and columns of windows.
     pub(super) fn grid(&self) -> (usize, usize) {
         let (height, width) = self.computed();
-        (height.div_ceil(2), width.div_ceil(2))
+        (height.div_ceil(2), width.div_ceil(4))
     }
 
     /// The transformed weights: `[points, filters / n, channels, n]`, where `n` is what the kernel takes at once.
     pub(super) fn minimal_weights(&self, weights: &[f32]) -> Aligned {
         assert_eq!(weights.len(), self.weights_len());
-        let mut all = Aligned::zeros(POINTS * self.channels * self.filters.next_multiple_of(LANES));
+        let mut all = Aligned::zeros(POINTS * apart(self.channels, self.filters));
         // SAFETY: the sizes were just made to fit.
         unsafe { weights_unchecked(self, weights, all.values_mut()) };
         all
@@ -82,14 +86,14 @@ pub(super) fn forward(
     let count = images.len() / conv.input_len();
     // What the transforms and the kernel rely on.
     assert!(conv.is_minimal() && rows.end <= conv.grid().0 && images.len() == count * conv.input_len());
-    assert!(weights.len() == POINTS * conv.channels * conv.filters.next_multiple_of(LANES) && bias.len() == conv.filters);
+    assert!(weights.len() == POINTS * apart(conv.channels, conv.filters) && bias.len() == conv.filters);
     assert!(results.output.len() == count * per_image && (results.winners.is_empty() || results.winners.len() == count * per_image));
     let (step, all) = (conv.rows_at_once(), count * rows.len());
     let border = zeros(&mut scratch.zeros, conv.width * conv.channels);
     for first in (0..all).step_by(step) {
         let block = Block { first, rows: step.min(all - first), of: rows.clone(), windows: step.min(all - first) * columns };
-        let transformed = sized(&mut scratch.columns, POINTS * block.windows * pitch(conv.channels));
-        let product = sized(&mut scratch.product, POINTS * block.windows * pitch(conv.filters));
+        let transformed = sized(&mut scratch.columns, POINTS * apart(block.windows, conv.channels));
+        let product = sized(&mut scratch.product, POINTS * apart(block.windows, conv.filters));
         // SAFETY: just checked, and the buffers were made to fit.
         unsafe {
             input_unchecked(conv, images, border, &block, transformed);
@@ -107,12 +111,12 @@ pub(super) fn add_weights_gradient(conv: &Conv, images: &[f32], gradient: &[f32]
     assert!(gradient.len() == count * conv.output_len() && sums.len() == conv.weights_len());
     let (step, all) = (conv.rows_at_once(), count * rows);
     let border = zeros(&mut scratch.zeros, conv.width * conv.channels);
-    let by_point = sized(&mut scratch.gradient, POINTS * conv.channels * pitch(conv.filters));
+    let by_point = sized(&mut scratch.gradient, POINTS * apart(conv.channels, conv.filters));
     by_point.fill(0.0);
     for first in (0..all).step_by(step) {
         let block = Block { first, rows: step.min(all - first), of: 0..rows, windows: step.min(all - first) * columns };
-        let transformed = sized(&mut scratch.columns, POINTS * block.windows * pitch(conv.channels));
-        let of_outputs = sized(&mut scratch.product, POINTS * block.windows * pitch(conv.filters));
+        let transformed = sized(&mut scratch.columns, POINTS * apart(block.windows, conv.channels));
+        let of_outputs = sized(&mut scratch.product, POINTS * apart(block.windows, conv.filters));
         // SAFETY: just checked, and the buffers were made to fit.
         unsafe {
             input_unchecked(conv, images, border, &block, transformed);
@@ -127,6 +131,12 @@ pub(super) fn add_weights_gradient(conv: &Conv, images: &[f32], gradient: &[f32]
 /// From one row of a matrix to the next.
 fn pitch(values: usize) -> usize {
     values.next_multiple_of(LANES)
+}
+
+/// From one point's matrix to the next. A cache line more than it takes: as many points that lie powers of two apart would drive each
+/// other out of the first-level cache.
+fn apart(rows: usize, values: usize) -> usize {
+    rows * pitch(values) + LANES
 }
 
 /// Some rows of windows of some images.
@@ -147,38 +157,129 @@ impl Block {
     }
 }
 
-// `Bᵀ d`, `Aᵀ m`, `G g`, `A y` and `Gᵀ u` of one column (or row).
+/// F(2, 3): what is done down a column with the points 0, 1, -1 and (minus) infinity.
+mod two {
+    use super::Vector;
 
-#[inline(always)]
-unsafe fn input_points<V: Vector>([a, b, c, d]: [V; 4]) -> [V; 4] {
-    unsafe { [a.subtract(c), b.add(c), c.subtract(b), b.subtract(d)] }
-}
+    /// `Bᵀ d`.
+    #[inline(always)]
+    pub(super) unsafe fn input_points<V: Vector>([a, b, c, d]: [V; 4]) -> [V; 4] {
+        unsafe { [a.subtract(c), b.add(c), c.subtract(b), b.subtract(d)] }
+    }
 
-#[inline(always)]
-unsafe fn outputs<V: Vector>([a, b, c, d]: [V; 4]) -> [V; 2] {
-    unsafe { [a.add(b).add(c), b.subtract(c).subtract(d)] }
-}
+    /// `Aᵀ m`.
+    #[inline(always)]
+    pub(super) unsafe fn outputs<V: Vector>([a, b, c, d]: [V; 4]) -> [V; 2] {
+        unsafe { [a.add(b).add(c), b.subtract(c).subtract(d)] }
+    }
 
-#[inline(always)]
-unsafe fn weight_points<V: Vector>([a, b, c]: [V; 3]) -> [V; 4] {
-    unsafe {
-        let (half, zero) = (V::splat(0.5), V::splat(0.0));
-        let ends = a.add(c);
-        [a, ends.add(b).multiply_add(half, zero), ends.subtract(b).multiply_add(half, zero), c]
+    /// `G g`.
+    #[inline(always)]
+    pub(super) unsafe fn weight_points<V: Vector>([a, b, c]: [V; 3]) -> [V; 4] {
+        unsafe {
+            let (half, zero) = (V::splat(0.5), V::splat(0.0));
+            let ends = a.add(c);
+            [a, ends.add(b).multiply_add(half, zero), ends.subtract(b).multiply_add(half, zero), c]
+        }
+    }
+
+    /// `A y`.
+    #[inline(always)]
+    pub(super) unsafe fn gradient_points<V: Vector>([a, b]: [V; 2]) -> [V; 4] {
+        unsafe { [a, a.add(b), a.subtract(b), V::splat(0.0).subtract(b)] }
+    }
+
+    /// `Gᵀ u`.
+    #[inline(always)]
+    pub(super) unsafe fn weight_gradients<V: Vector>([a, b, c, d]: [V; 4]) -> [V; 3] {
+        unsafe {
+            let half = V::splat(0.5);
+            let both = b.add(c);
+            [both.multiply_add(half, a), b.subtract(c).multiply_add(half, V::splat(0.0)), both.multiply_add(half, d)]
+        }
     }
 }
 
-#[inline(always)]
-unsafe fn gradient_points<V: Vector>([a, b]: [V; 2]) -> [V; 4] {
-    unsafe { [a, a.add(b), a.subtract(b), V::splat(0.0).subtract(b)] }
-}
+/// F(4, 3): what is done along a row with the points 0, ± `A`, ± `B` and infinity.
+mod four {
+    use super::Vector;
 
-#[inline(always)]
-unsafe fn weight_gradients<V: Vector>([a, b, c, d]: [V; 4]) -> [V; 3] {
-    unsafe {
-        let half = V::splat(0.5);
-        let both = b.add(c);
-        [both.multiply_add(half, a), b.subtract(c).multiply_add(half, V::splat(0.0)), both.multiply_add(half, d)]
+    const A: f32 = 2.0 / 3.0;
+    /// The inverse of [`A`]: a factor of every transform is one by that.
+    const B: f32 = 3.0 / 2.0;
+    /// What Lagrange's polynomials are divided by at these points, `2 A² (A² - B²)` and the like, inverted.
+    const WEIGHT_A: f32 = -81.0 / 130.0;
+    const WEIGHT_B: f32 = 8.0 / 65.0;
+
+    /// `sum ± difference`.
+    #[inline(always)]
+    unsafe fn both<V: Vector>(even: V, odd: V) -> [V; 2] {
+        unsafe { [even.add(odd), even.subtract(odd)] }
+    }
+
+    /// `a * factor + b * other`.
+    #[inline(always)]
+    unsafe fn mixed<V: Vector>((a, factor): (V, f32), (b, other): (V, f32)) -> V {
+        unsafe { a.multiply_add(V::splat(factor), b.multiply_add(V::splat(other), V::splat(0.0))) }
+    }
+
+    /// `Cᵀ d`.
+    #[inline(always)]
+    pub(super) unsafe fn input_points<V: Vector>([a, b, c, d, e, f]: [V; 6]) -> [V; 6] {
+        unsafe {
+            let minus_squares = V::splat(-(A * A + B * B));
+            let [third, fourth] = both(c.multiply_add(V::splat(-A * A), e), mixed((d, B), (b, -A)));
+            let [first, second] = both(c.multiply_add(V::splat(-B * B), e), mixed((d, A), (b, -B)));
+            [c.multiply_add(minus_squares, a.add(e)), first, second, third, fourth, d.multiply_add(minus_squares, b.add(f))]
+        }
+    }
+
+    /// `Dᵀ m`.
+    #[inline(always)]
+    pub(super) unsafe fn outputs<V: Vector>([a, b, c, d, e, f]: [V; 6]) -> [V; 4] {
+        unsafe {
+            let ([even_a, odd_a], [even_b, odd_b]) = (both(b, c), both(d, e));
+            [
+                a.add(even_a).add(even_b),
+                mixed((odd_a, A), (odd_b, B)),
+                mixed((even_a, A * A), (even_b, B * B)),
+                mixed((odd_a, A * A * A), (odd_b, B * B * B)).add(f),
+            ]
+        }
+    }
+
+    /// `H g`.
+    #[inline(always)]
+    pub(super) unsafe fn weight_points<V: Vector>([a, b, c]: [V; 3]) -> [V; 6] {
+        unsafe {
+            let zero = V::splat(0.0);
+            let [first, second] = both(mixed((a, WEIGHT_A), (c, WEIGHT_A * A * A)), b.multiply_add(V::splat(WEIGHT_A * A), zero));
+            let [third, fourth] = both(mixed((a, WEIGHT_B), (c, WEIGHT_B * B * B)), b.multiply_add(V::splat(WEIGHT_B * B), zero));
+            [a, first, second, third, fourth, c]
+        }
+    }
+
+    /// `D y`.
+    #[inline(always)]
+    pub(super) unsafe fn gradient_points<V: Vector>([a, b, c, d]: [V; 4]) -> [V; 6] {
+        unsafe {
+            let [first, second] = both(c.multiply_add(V::splat(A * A), a), mixed((b, A), (d, A * A * A)));
+            let [third, fourth] = both(c.multiply_add(V::splat(B * B), a), mixed((b, B), (d, B * B * B)));
+            [a, first, second, third, fourth, d]
+        }
+    }
+
+    /// `Hᵀ u`.
+    #[inline(always)]
+    pub(super) unsafe fn weight_gradients<V: Vector>([a, b, c, d, e, f]: [V; 6]) -> [V; 3] {
+        unsafe {
+            let ([even_a, odd_a], [even_b, odd_b]) = (both(b, c), both(d, e));
+            [
+                mixed((even_a, WEIGHT_A), (even_b, WEIGHT_B)).add(a),
+                mixed((odd_a, WEIGHT_A * A), (odd_b, WEIGHT_B * B)),
+                mixed((even_a, WEIGHT_A * A * A), (even_b, WEIGHT_B * B * B)).add(f),
+            ]
+        }
     }
 }
 
@@ -196,25 +297,25 @@ fn turn<V: Vector, const ROWS: usize, const COLUMNS: usize>(values: [[V; COLUMNS
 
 for_each_vector! {
     unsafe fn weights_unchecked<V>(conv: &Conv, weights: &[f32], out: &mut [f32]) {
-        let size = conv.channels * pitch(conv.filters);
+        let size = apart(conv.channels, conv.filters);
         for_filters!(V, conv.filters, |filter, lanes, N| {
             for channel in 0..conv.channels {
                 for n in 0..N {
                     let used = if n + 1 < N { V::LANES } else { lanes };
                     unsafe {
                         let from = weights.as_ptr().add(channel * conv.filters + filter + n * V::LANES);
-                        let mut by_row = [[V::splat(0.0); 4]; 3];
+                        let mut by_row = [[V::splat(0.0); COLUMNS]; 3];
                         for (row, points) in by_row.iter_mut().enumerate() {
                             let mut kernel = [V::splat(0.0); 3];
                             for (column, value) in kernel.iter_mut().enumerate() {
                                 *value = V::load_first(from.add((row * 3 + column) * conv.channels * conv.filters), used);
                             }
-                            *points = weight_points(kernel);
+                            *points = four::weight_points(kernel);
                         }
                         let out = out.as_mut_ptr().add(filter * conv.channels + (channel * N + n) * V::LANES);
                         for (column, by_row) in turn(by_row).into_iter().enumerate() {
-                            for (row, value) in weight_points(by_row).into_iter().enumerate() {
-                                value.store(out.add((row * 4 + column) * size));
+                            for (row, value) in two::weight_points(by_row).into_iter().enumerate() {
+                                value.store(out.add((row * COLUMNS + column) * size));
                             }
                         }
                     }
@@ -227,7 +328,7 @@ for_each_vector! {
 for_each_vector! {
     /// The windows' points, `[points, windows, channels]`.
     unsafe fn input_unchecked<V>(conv: &Conv, images: &[f32], border: &[f32], block: &Block, out: &mut [f32]) {
-        let (columns, pitch) = (conv.grid().1, pitch(conv.channels));
+        let (columns, pitch, point) = (conv.grid().1, pitch(conv.channels), apart(block.windows, conv.channels));
         let line = conv.width * conv.channels;
         for row in 0..block.rows {
             let (image, place) = block.place(row);
@@ -243,7 +344,7 @@ for_each_vector! {
             for channel in (0..conv.channels).step_by(V::LANES) {
                 let lanes = V::LANES.min(conv.channels - channel);
                 let out = unsafe { out.as_mut_ptr().add(row * columns * pitch + channel) };
-                unsafe { input_row::<V>(conv, lines.map(|line| line.wrapping_add(channel)), lanes, block.windows * pitch, pitch, out) };
+                unsafe { input_row::<V>(conv, lines.map(|line| line.wrapping_add(channel)), lanes, point, pitch, out) };
             }
         }
     }
@@ -255,15 +356,16 @@ unsafe fn input_row<V: Vector>(conv: &Conv, lines: [*const f32; 4], lanes: usize
     unsafe {
         let mut kept = [input_column::<V>(conv, lines, lanes, 0), input_column::<V>(conv, lines, lanes, 1)];
         for window in 0..conv.grid().1 {
-            let next = [input_column::<V>(conv, lines, lanes, 2 * window + 2), input_column::<V>(conv, lines, lanes, 2 * window + 3)];
+            let column = |place: usize| input_column::<V>(conv, lines, lanes, 4 * window + place);
+            let next = [column(2), column(3), column(4), column(5)];
             let out = out.add(window * pitch);
             for row in 0..4 {
-                let values = input_points([kept[0][row], kept[1][row], next[0][row], next[1][row]]);
-                for (column, value) in values.into_iter().enumerate() {
-                    value.store(out.add((row * 4 + column) * point));
+                let values = [kept[0][row], kept[1][row], next[0][row], next[1][row], next[2][row], next[3][row]];
+                for (column, value) in four::input_points(values).into_iter().enumerate() {
+                    value.store(out.add((row * COLUMNS + column) * point));
                 }
             }
-            kept = next;
+            kept = [next[2], next[3]];
         }
     }
 }
@@ -279,7 +381,7 @@ unsafe fn input_column<V: Vector>(conv: &Conv, lines: [*const f32; 4], lanes: us
                 *value = if lanes == V::LANES { V::load(from) } else { V::load_first(from, lanes) };
             }
         }
-        input_points(values)
+        two::input_points(values)
     }
 }
 
@@ -288,9 +390,9 @@ for_each_vector! {
     unsafe fn product_unchecked<V>(conv: &Conv, weights: &[f32], transformed: &[f32], windows: usize, out: &mut [f32]) {
         let (from, to) = (pitch(conv.channels), pitch(conv.filters));
         for point in 0..POINTS {
-            let weights = &weights[point * conv.channels * to..];
-            let transformed = &transformed[point * windows * from..];
-            let out = &mut out[point * windows * to..];
+            let weights = &weights[point * apart(conv.channels, conv.filters)..];
+            let transformed = &transformed[point * apart(windows, conv.channels)..];
+            let out = &mut out[point * apart(windows, conv.filters)..];
             for_filters!(V, conv.filters, |filter, _lanes, N| {
                 let walk = Walk {
                     down: 0,
@@ -337,7 +439,7 @@ for_each_vector! {
     unsafe fn output_unchecked<V>(conv: &Conv, bias: &[f32], product: &[f32], block: &Block, per_image: usize, results: &mut Results<'_>) {
         let (columns, pitch) = (conv.grid().1, pitch(conv.filters));
         let (height, width) = conv.computed();
-        let point = block.windows * pitch;
+        let point = apart(block.windows, conv.filters);
         for row in 0..block.rows {
             let (image, place) = block.place(row);
             for filter in (0..conv.filters).step_by(V::LANES) {
@@ -346,21 +448,27 @@ for_each_vector! {
                 for column in 0..columns {
                     let product = &product[(row * columns + column) * pitch + filter..];
                     unsafe {
-                        let mut by_row = [[V::splat(0.0); 4]; 4];
-                        for (row, by_row) in by_row.iter_mut().enumerate() {
-                            for (column, value) in by_row.iter_mut().enumerate() {
-                                *value = V::load(product.as_ptr().add((row * 4 + column) * point));
+                        let mut by_column = [[V::splat(0.0); 2]; COLUMNS];
+                        for (column, outputs) in by_column.iter_mut().enumerate() {
+                            let mut points = [V::splat(0.0); 4];
+                            for (row, value) in points.iter_mut().enumerate() {
+                                *value = V::load(product.as_ptr().add((row * COLUMNS + column) * point));
                             }
+                            *outputs = two::outputs(points);
                         }
-                        let by_column = turn([outputs(by_row[0]), outputs(by_row[1]), outputs(by_row[2]), outputs(by_row[3])]);
-                        let [left, right] = [outputs(by_column[0]), outputs(by_column[1])];
-                        let (y, x) = (2 * (place - block.of.start), 2 * column);
+                        let [upper, lower] = turn(by_column);
+                        let (u, l) = (four::outputs(upper).map(|value| [value]), four::outputs(lower).map(|value| [value]));
+                        let (y, x) = (2 * (place - block.of.start), 4 * column);
                         let out = Outputs { conv, results: &mut *results, first: image * per_image + filter, y, x, lanes, bias };
-                        match (height - 2 * place > 1, width - x > 1) {
-                            (true, true) => out.finish([[[left[0]], [right[0]]], [[left[1]], [right[1]]]]),
-                            (true, false) => out.finish([[[left[0]]], [[left[1]]]]),
-                            (false, true) => out.finish([[[left[0]], [right[0]]]]),
-                            (false, false) => out.finish([[[left[0]]]]),
+                        match (height - 2 * place > 1, width - x) {
+                            (true, 1) => out.finish([[u[0]], [l[0]]]),
+                            (true, 2) => out.finish([[u[0], u[1]], [l[0], l[1]]]),
+                            (true, 3) => out.finish([[u[0], u[1], u[2]], [l[0], l[1], l[2]]]),
+                            (true, _) => out.finish([u, l]),
+                            (false, 1) => out.finish([[u[0]]]),
+                            (false, 2) => out.finish([[u[0], u[1]]]),
+                            (false, 3) => out.finish([[u[0], u[1], u[2]]]),
+                            (false, _) => out.finish([u]),
                         }
                     }
                 }
@@ -373,7 +481,7 @@ for_each_vector! {
     /// The points of the outputs' gradient, `[points, windows, filters]`.
     unsafe fn gradient_unchecked<V>(conv: &Conv, gradient: &[f32], block: &Block, out: &mut [f32]) {
         let (columns, pitch) = (conv.grid().1, pitch(conv.filters));
-        let point = block.windows * pitch;
+        let point = apart(block.windows, conv.filters);
         for row in 0..block.rows {
             let (image, place) = block.place(row);
             let gradient = &gradient[image * conv.output_len()..][..conv.output_len()];
@@ -381,20 +489,20 @@ for_each_vector! {
                 let lanes = V::LANES.min(conv.filters - filter);
                 for column in 0..columns {
                     unsafe {
-                        let mut by_row = [[V::splat(0.0); 2]; 2];
+                        let mut by_row = [[V::splat(0.0); 4]; 2];
                         for (row, by_row) in by_row.iter_mut().enumerate() {
                             for (place_in_row, value) in by_row.iter_mut().enumerate() {
-                                let (y, x) = (2 * place + row, 2 * column + place_in_row);
+                                let (y, x) = (2 * place + row, 4 * column + place_in_row);
                                 if y < conv.out_height && x < conv.out_width {
                                     *value = V::load_first(gradient.as_ptr().add((y * conv.out_width + x) * conv.filters + filter), lanes);
                                 }
                             }
                         }
-                        let by_column = turn([gradient_points(by_row[0]), gradient_points(by_row[1])]);
+                        let by_column = turn([four::gradient_points(by_row[0]), four::gradient_points(by_row[1])]);
                         let out = out.as_mut_ptr().add((row * columns + column) * pitch + filter);
                         for (column, by_row) in by_column.into_iter().enumerate() {
-                            for (row, value) in gradient_points(by_row).into_iter().enumerate() {
-                                value.store(out.add((row * 4 + column) * point));
+                            for (row, value) in two::gradient_points(by_row).into_iter().enumerate() {
+                                value.store(out.add((row * COLUMNS + column) * point));
                             }
                         }
                     }
@@ -409,9 +517,9 @@ for_each_vector! {
     unsafe fn gradient_product_unchecked<V>(conv: &Conv, transformed: &[f32], gradient: &[f32], windows: usize, sums: &mut [f32]) {
         let (from, to) = (pitch(conv.channels), pitch(conv.filters));
         for point in 0..POINTS {
-            let transformed = &transformed[point * windows * from..];
-            let gradient = &gradient[point * windows * to..];
-            let sums = &mut sums[point * conv.channels * to..];
+            let transformed = &transformed[point * apart(windows, conv.channels)..];
+            let gradient = &gradient[point * apart(windows, conv.filters)..];
+            let sums = &mut sums[point * apart(conv.channels, conv.filters)..];
             for_filters!(V, conv.filters, |filter, _lanes, N| {
                 let walk = Walk {
                     down: 0,
@@ -439,7 +547,7 @@ for_each_vector! {
 for_each_vector! {
     /// From points to the weights' gradient, which is added.
     unsafe fn weights_gradient_unchecked<V>(conv: &Conv, by_point: &[f32], sums: &mut [f32]) {
-        let pitch = pitch(conv.filters);
+        let (pitch, point) = (pitch(conv.filters), apart(conv.channels, conv.filters));
         for channel in 0..conv.channels {
             for filter in (0..conv.filters).step_by(V::LANES) {
                 let lanes = V::LANES.min(conv.filters - filter);
@@ -447,14 +555,14 @@ for_each_vector! {
                     let from = by_point.as_ptr().add(channel * pitch + filter);
                     let mut by_row = [[V::splat(0.0); 3]; 4];
                     for (row, gradients) in by_row.iter_mut().enumerate() {
-                        let mut points = [V::splat(0.0); 4];
+                        let mut points = [V::splat(0.0); COLUMNS];
                         for (column, value) in points.iter_mut().enumerate() {
-                            *value = V::load(from.add((row * 4 + column) * conv.channels * pitch));
+                            *value = V::load(from.add((row * COLUMNS + column) * point));
                         }
-                        *gradients = weight_gradients(points);
+                        *gradients = four::weight_gradients(points);
                     }
                     for (column, by_row) in turn(by_row).into_iter().enumerate() {
-                        for (row, value) in weight_gradients(by_row).into_iter().enumerate() {
+                        for (row, value) in two::weight_gradients(by_row).into_iter().enumerate() {
                             let to = sums.as_mut_ptr().add(((row * 3 + column) * conv.channels + channel) * conv.filters + filter);
                             V::load_first(to, lanes).add(value).store_first(to, lanes);
                         }

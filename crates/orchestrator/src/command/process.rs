@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use artifact::{Doing, RunContext, StageError};
 use rustix::process::{Pid, Signal, getpgrp, getpid, getppid, getsid, kill_process_group, set_parent_process_death_signal};
+use rustix::thread::disable_transparent_huge_pages;
 
-use crate::child::pid;
+use crate::child::{NO_LARGE_PAGES, pid};
 use crate::{descendants, guard};
 
 /// How often a waiting stage looks whether its orchestrator is still there.
@@ -62,6 +63,10 @@ fn start(mut program: Command, place: &Path) -> Result<(Child, PipeReader), Stag
     }
     let (output, theirs) = io::pipe().doing(|| "making a pipe".into())?;
     let also_theirs = theirs.try_clone().doing(|| "making a pipe".into())?;
+    if std::env::var_os(NO_LARGE_PAGES).is_some() {
+        // That it has none is inherited, and only this process was to have none.
+        let _ = disable_transparent_huge_pages(false);
+    }
     program.stdin(Stdio::null()).stdout(also_theirs).stderr(theirs);
     let child = program.spawn().map_err(|error| {
         let name = program.get_program().to_string_lossy();

@@ -9,6 +9,7 @@ use crate::child::{Job, Limits, Place};
 use crate::command::Command;
 use crate::guard::Guard;
 use crate::plan::Planned;
+use crate::spare::Spare;
 
 impl Run<'_> {
     /// Starts a stage if there is room for it and nobody is making the very same. Two pipelines may share a stage, and with it the
@@ -39,6 +40,7 @@ impl Run<'_> {
         if !self.take_from_cache(index, &key) {
             let job = self.start(index, key, locks)?;
             self.states.set(index, State::Running(Box::new(job)));
+            self.keep_a_spare(index);
         }
         Ok(())
     }
@@ -80,7 +82,21 @@ impl Run<'_> {
         let needs = &planned.needs;
         let cores = needs.cores.map(|_| self.options.budget.cores_of(planned));
         let limits = Limits { cores, memory: needs.memory, timeout: needs.timeout };
-        Job::start(spec, key, locks, limits, Place { index, folder: &self.begun.folder, said: self.said.clone(), guard })
+        let spare = if guard.is_some() && !limits.are_told() { self.spare.take() } else { None };
+        Job::start(spec, key, locks, limits, Place { index, folder: &self.begun.folder, said: self.said.clone(), guard, spare })
+    }
+
+    /// While a stage is at work, the process of a later one that runs a program can get ready.
+    fn keep_a_spare(&mut self, index: usize) {
+        let (stages, states) = (&self.plan.stages, &self.states);
+        let runs_a_program = |index: usize| stages[index].stage.uses() == Command::USES && self.options.selected.wanted[index];
+        let is_to_come = |index: usize| matches!(states[index], State::Waiting | State::Ready { .. }) && runs_a_program(index);
+        if let (Some(guard), None) = (&self.guard, &self.spare)
+            && (index + 1..stages.len()).any(is_to_come)
+        {
+            // Without one the stage starts its own.
+            self.spare = Spare::start(guard).ok();
+        }
     }
 
     /// A stage that runs a program has a guard: the run's, started when it is first needed.

@@ -22,7 +22,7 @@ pub enum State {
     /// It runs.
     Running(Box<Job>),
     /// It is over.
-    Done { status: Status, seconds: f64, record: Option<CacheRecord> },
+    Done { status: Status, seconds: f64, record: Option<Box<CacheRecord>> },
 }
 
 impl State {
