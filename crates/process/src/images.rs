@@ -62,7 +62,7 @@ fn yes() -> bool {
 
 impl Stage for Images {
     const USES: &'static str = "process.images";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const SUMMARY: &'static str = "Clean, split and encode images; fit their normalisation on train";
     const GIVES: Kind = Kind::Processed;
 

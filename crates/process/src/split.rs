@@ -75,13 +75,13 @@ pub fn assign(members: &[Member], fractions: &SplitFractions, seed: u64) -> Vec<
         .collect();
     let mut strata = strata(members, &splits, fractions.stratified, seed);
     let sizes: Vec<usize> = strata.iter().map(Vec::len).collect();
-    for (split, share) in [(Split::Test, fractions.test), (Split::Validation, fractions.validation)] {
-        if came_with(split) {
-            continue;
-        }
-        for (stratum, count) in strata.iter_mut().zip(apportion(&sizes, share)) {
-            // The last one stays in train, so that the class is known there.
-            let count = count.min(stratum.len().saturating_sub(1));
+    let asked = |split: Split, share: f64| if came_with(split) { 0.0 } else { share };
+    let (test, validation) = (asked(Split::Test, fractions.test), asked(Split::Validation, fractions.validation));
+    for (split, share, due) in [(Split::Test, test, validation), (Split::Validation, validation, 0.0)] {
+        // One stays in train, so that the class is known there, and as many as are due to the other split at least.
+        let room = |(stratum, size): (&Vec<usize>, &usize)| stratum.len().saturating_sub(1 + quota(*size, due));
+        let rooms: Vec<usize> = strata.iter().zip(&sizes).map(room).collect();
+        for (stratum, count) in strata.iter_mut().zip(apportion(&sizes, &rooms, share)) {
             stratum.drain(..count).for_each(|row| splits[row] = split);
         }
     }
@@ -106,18 +106,23 @@ fn strata(members: &[Member], splits: &[Split], stratified: bool, seed: u64) -> 
 }
 
 /// Whole numbers near `size * share` for each stratum that add up to the share of all, by largest remainder: each is its
-/// quota rounded down or up.
-fn apportion(sizes: &[usize], share: f64) -> Vec<usize> {
+/// quota rounded down, or up where there is room.
+fn apportion(sizes: &[usize], rooms: &[usize], share: f64) -> Vec<usize> {
     let total: usize = sizes.iter().sum();
-    let mut counts: Vec<usize> = sizes.iter().map(|size| (*size as f64 * share) as usize).collect();
+    let mut counts: Vec<usize> = sizes.iter().zip(rooms).map(|(size, room)| quota(*size, share).min(*room)).collect();
     let left = ((total as f64 * share).round() as usize).saturating_sub(counts.iter().sum());
-    let mut order: Vec<usize> = (0..sizes.len()).collect();
+    let mut order: Vec<usize> = (0..sizes.len()).filter(|stratum| counts[*stratum] < rooms[*stratum]).collect();
     let remainder = |stratum: &usize| sizes[*stratum] as f64 * share - counts[*stratum] as f64;
     order.sort_by(|a, b| remainder(b).total_cmp(&remainder(a)).then(a.cmp(b)));
     for stratum in order.into_iter().take(left) {
         counts[stratum] += 1;
     }
     counts
+}
+
+/// A stratum's share, rounded down.
+fn quota(size: usize, share: f64) -> usize {
+    (size as f64 * share) as usize
 }
 
 /// Rows in each split, in the order of [`Split::ALL`].
@@ -176,6 +181,14 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_class_of_three_has_one_in_every_split() {
+        let rows = rows(&[30, 3]);
+        let splits = assign(&members(&rows), &fractions(0.492, 0.48), 0);
+        let of_three: Vec<Split> = rows.iter().zip(splits).filter(|((_, class), _)| *class == 1).map(|(_, split)| split).collect();
+        assert_eq!(counts(&of_three), [1, 1, 1]);
     }
 
     #[test]

@@ -227,7 +227,7 @@ fn one() -> usize {
 
 impl Stage for Table {
     const USES: &'static str = "process.table";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const SUMMARY: &'static str = "Clean, split and encode a table; fit imputation, one-hot and scaling on train";
     const GIVES: Kind = Kind::Processed;
 
