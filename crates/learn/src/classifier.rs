@@ -33,8 +33,9 @@ pub struct Classifier {
     /// Examples in a step.
     #[serde(default = "batch")]
     pub batch: usize,
-    /// The optimiser: `{ name = "adam", learning_rate = 0.001 }`, `{ name = "sgd", learning_rate = 0.05, momentum = 0.9 }`; with `bias_rate = 64`
-    /// the batch norms' shifts learn with so much longer steps.
+    /// The optimiser: `{ name = "adam", learning_rate = 0.001 }`, `{ name = "sgd", learning_rate = 0.05, momentum = 0.9 }`,
+    /// `{ name = "muon", learning_rate = 0.02, rest = { name = "adam", … } }`; with `bias_rate = 64` the batch norms' shifts learn with so much longer
+    /// steps.
     #[serde(default)]
     pub optimiser: OptimiserConfig,
     /// How the learning rate goes on from the optimiser's: `constant`, `linear` or `cosine` down to zero, `step` (tenfold down twice), or

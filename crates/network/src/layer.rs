@@ -200,6 +200,8 @@ pub enum LayerSpec {
     Dense {
         /// Number of outputs.
         units: usize,
+        /// Begins with all weights zero, rather than random ones: for a last layer, which then says at first that all classes are alike.
+        zeros: bool,
         /// Applied to each output.
         activation: Activation,
     },

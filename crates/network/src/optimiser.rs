@@ -17,7 +17,6 @@ use crate::{
     muon,
     network::{Network, Parameter},
     plan::Role,
-    tape::Vector,
     weights::{TensorData, read_tensors, write_tensors},
 };
 
@@ -45,7 +44,7 @@ pub enum OptimiserConfig {
         /// Share of each weight, times the learning rate, that is taken off it each step; biases and batch norms are spared.
         #[serde(default)]
         weight_decay: f64,
-        /// Size of a step of the batch norms' shifts, as a multiple of that of all else that learns like them.
+        /// Size of a step of the shifts of batch norms and of a whitening's bias, as a multiple of the learning rate.
         #[serde(default = "one", skip_serializing_if = "is_one")]
         bias_rate: f64,
     },
@@ -63,12 +62,12 @@ pub enum OptimiserConfig {
         /// Share of each weight that is added to its gradient (L2); biases and batch norms are spared.
         #[serde(default)]
         weight_decay: f64,
-        /// Size of a step of the batch norms' shifts, as a multiple of that of all else that learns like them.
+        /// Size of a step of the shifts of batch norms and of a whitening's bias, as a multiple of the learning rate.
         #[serde(default = "one", skip_serializing_if = "is_one")]
         bias_rate: f64,
     },
     /// Muon (Jordan 2024, <https://kellerjordan.github.io/posts/muon/>): momentum whose matrices are made orthogonal, for the weights of
-    /// convolutions (but for those in groups) and dense layers but the last. All else learns by Adam.
+    /// convolutions (but for those in groups) and dense layers but the last.
     Muon {
         /// Size of a step of the matrices.
         #[serde(default = "muon_rate")]
@@ -86,12 +85,9 @@ pub enum OptimiserConfig {
         /// which takes the matrix's size out of the result.
         #[serde(default)]
         normalise: bool,
-        /// Size of a step of all else, which is Adam's with its usual settings.
-        #[serde(default = "adam_rate")]
-        adam_learning_rate: f64,
-        /// Size of a step of the batch norms' shifts, as a multiple of that of all else that learns like them.
-        #[serde(default = "one", skip_serializing_if = "is_one")]
-        bias_rate: f64,
+        /// How all else learns: by Adam or by SGD, as `{ name = "sgd", learning_rate = 0.05 }`.
+        #[serde(default)]
+        rest: Box<OptimiserConfig>,
     },
 }
 
@@ -150,15 +146,6 @@ impl OptimiserConfig {
         }
     }
 
-    /// The size of a step of the batch norms' shifts, as a multiple.
-    fn bias_rate(&self) -> f64 {
-        match self {
-            OptimiserConfig::Adam { bias_rate, .. } | OptimiserConfig::Sgd { bias_rate, .. } | OptimiserConfig::Muon { bias_rate, .. } => {
-                *bias_rate
-            }
-        }
-    }
-
     /// Checks that each number is in its range.
     ///
     /// # Errors
@@ -169,22 +156,28 @@ impl OptimiserConfig {
         let share = |name: &str, value: f64| in_range(name, value, (0.0..1.0).contains(&value), "from 0 to below 1");
         let not_below_zero = |name: &str, value: f64| in_range(name, value, value >= 0.0, "0 or above");
         above_zero("learning_rate", self.learning_rate())?;
-        above_zero("bias_rate", self.bias_rate())?;
         match *self {
-            OptimiserConfig::Adam { beta1, beta2, epsilon, weight_decay, .. } => {
+            OptimiserConfig::Adam { beta1, beta2, epsilon, weight_decay, bias_rate, .. } => {
+                above_zero("bias_rate", bias_rate)?;
                 share("beta1", beta1)?;
                 share("beta2", beta2)?;
                 above_zero("epsilon", epsilon)?;
                 not_below_zero("weight_decay", weight_decay)
             }
-            OptimiserConfig::Sgd { momentum, weight_decay, .. } => {
+            OptimiserConfig::Sgd { momentum, weight_decay, bias_rate, .. } => {
+                above_zero("bias_rate", bias_rate)?;
                 share("momentum", momentum)?;
                 not_below_zero("weight_decay", weight_decay)
             }
-            OptimiserConfig::Muon { momentum, weight_decay, adam_learning_rate, .. } => {
-                above_zero("adam_learning_rate", adam_learning_rate)?;
+            OptimiserConfig::Muon { momentum, weight_decay, ref rest, .. } => {
                 share("momentum", momentum)?;
-                not_below_zero("weight_decay", weight_decay)
+                not_below_zero("weight_decay", weight_decay)?;
+                match **rest {
+                    OptimiserConfig::Muon { .. } => {
+                        Err(NetworkError::Option("what Muon leaves learns by adam or sgd, not by muon again".into()))
+                    }
+                    ref rest => rest.check(),
+                }
             }
         }
     }
@@ -192,9 +185,10 @@ impl OptimiserConfig {
     /// How many numbers are kept for each weight.
     fn states(&self) -> &'static [&'static str] {
         match self {
-            // Of Muon's matrices, the first moment is the momentum and the second stays zero.
-            OptimiserConfig::Adam { .. } | OptimiserConfig::Muon { .. } => &["first_moment", "second_moment"],
+            OptimiserConfig::Adam { .. } => &["first_moment", "second_moment"],
             OptimiserConfig::Sgd { .. } => &["velocity"],
+            // Of Muon's matrices, the first is the momentum and the second stays zero.
+            OptimiserConfig::Muon { rest, .. } => rest.states(),
         }
     }
 }
@@ -258,33 +252,28 @@ impl Optimiser {
         let step = i32::try_from(self.step).unwrap_or(i32::MAX);
         let head = network.parameters.len().saturating_sub(2);
         let (config, factor) = (&self.config, self.rate_factor);
-        let factor_of = |parameter: &Parameter| if parameter.role == Role::Shift { factor * config.bias_rate() } else { factor };
         let mut states = self.states.iter_mut();
         let (first, second) = (states.next(), states.next());
-        let first = first.map_or(&mut [][..], Vec::as_mut_slice);
-        let weights = network.parameters.par_iter_mut().zip(gradients).zip(first);
-        match second {
-            Some(second) => {
-                weights.zip(second).enumerate().try_for_each(|(index, (((parameter, gradient), first), second))| match config {
-                    _ if parameter.is_frozen => Ok(()),
-                    OptimiserConfig::Muon { .. } if parameter.role == Role::Matrix && index < head => {
-                        muon::update(config, factor, parameter, first, gradient);
-                        Ok(())
+        let firsts = first.map_or(&mut [][..], Vec::as_mut_slice);
+        let mut seconds: Vec<Option<&mut Buffer>> = second.into_iter().flatten().map(Some).collect();
+        seconds.resize_with(firsts.len(), || None);
+        let weights = network.parameters.par_iter_mut().zip(gradients).zip(firsts).zip(seconds).enumerate();
+        weights.filter(|(_, (((parameter, _), _), _))| !parameter.is_frozen).try_for_each(
+            |(index, (((parameter, gradient), first), second))| {
+                let config = match config {
+                    OptimiserConfig::Muon { rest, .. } if parameter.role != Role::Matrix || index >= head => rest,
+                    config => config,
+                };
+                match (config, second) {
+                    (OptimiserConfig::Muon { .. }, _) => muon::update(config, factor, parameter, first, gradient),
+                    (OptimiserConfig::Adam { .. }, Some(second)) => {
+                        adam(config, factor, step, parameter, first, second, &buffer(gradient)?)?
                     }
-                    _ => {
-                        let (decays, factor) = (parameter.decays(), factor_of(parameter));
-                        adam(config, factor, decays, step, &mut parameter.tensor, first, second, &buffer(gradient)?)
-                    }
-                })
-            }
-            None => weights.try_for_each(|((parameter, gradient), velocity)| {
-                if parameter.is_frozen {
-                    return Ok(());
+                    _ => sgd(config, factor, parameter, first, &buffer(gradient)?)?,
                 }
-                let (decays, factor) = (parameter.decays(), factor_of(parameter));
-                sgd(config, factor, decays, &mut parameter.tensor, velocity, &buffer(gradient)?)
-            }),
-        }
+                Ok(())
+            },
+        )
     }
 
     fn clip(&self, gradients: &mut [Vec<f32>]) {
@@ -343,44 +332,36 @@ fn buffer(values: Vec<f32>) -> Result<Buffer, NetworkError> {
     Ok(buffer)
 }
 
-#[allow(clippy::too_many_arguments)]
 fn adam(
     config: &OptimiserConfig,
     factor: f64,
-    decays: bool,
     step: i32,
-    weights: &mut Vector,
+    parameter: &mut Parameter,
     first: &mut Buffer,
     second: &mut Buffer,
     gradient: &Buffer,
 ) -> Result<(), NetworkError> {
-    let (learning_rate, betas, eps, weight_decay) = match *config {
-        OptimiserConfig::Adam { learning_rate, beta1, beta2, epsilon, weight_decay, .. } => {
-            (learning_rate, [beta1, beta2], epsilon, weight_decay)
-        }
-        OptimiserConfig::Muon { adam_learning_rate, .. } => (adam_learning_rate, [beta1(), beta2()], epsilon(), 0.0),
-        OptimiserConfig::Sgd { .. } => return Ok(()),
-    };
-    let weight_decay = (decays && weight_decay > 0.0).then_some(WeightDecay::Decoupled(weight_decay));
-    let config = AdamConfig { lr: learning_rate * factor, betas, eps, weight_decay };
-    Ok(config.try_update(step, weights, first, second, gradient)?)
+    let OptimiserConfig::Adam { learning_rate, beta1, beta2, epsilon, weight_decay, bias_rate } = *config else { return Ok(()) };
+    let weight_decay = (parameter.decays() && weight_decay > 0.0).then_some(WeightDecay::Decoupled(weight_decay));
+    let lr = learning_rate * factor * parameter.rate(bias_rate);
+    let config = AdamConfig { lr, betas: [beta1, beta2], eps: epsilon, weight_decay };
+    Ok(config.try_update(step, &mut parameter.tensor, first, second, gradient)?)
 }
 
 fn sgd(
     config: &OptimiserConfig,
     factor: f64,
-    decays: bool,
-    weights: &mut Vector,
+    parameter: &mut Parameter,
     velocity: &mut Buffer,
     gradient: &Buffer,
 ) -> Result<(), NetworkError> {
-    let OptimiserConfig::Sgd { learning_rate, momentum, nesterov, weight_decay, .. } = *config else { return Ok(()) };
-    let weight_decay = (decays && weight_decay > 0.0).then_some(WeightDecay::L2(weight_decay));
+    let OptimiserConfig::Sgd { learning_rate, momentum, nesterov, weight_decay, bias_rate } = *config else { return Ok(()) };
+    let weight_decay = (parameter.decays() && weight_decay > 0.0).then_some(WeightDecay::L2(weight_decay));
     let momentum = match nesterov {
         _ if momentum == 0.0 => None,
         true => Some(Momentum::Nesterov(momentum)),
         false => Some(Momentum::Classic(momentum)),
     };
-    let config = SgdConfig { lr: learning_rate * factor, momentum, weight_decay };
-    Ok(config.try_update(weights, velocity, gradient)?)
+    let config = SgdConfig { lr: learning_rate * factor * parameter.rate(bias_rate), momentum, weight_decay };
+    Ok(config.try_update(&mut parameter.tensor, velocity, gradient)?)
 }

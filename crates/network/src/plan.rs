@@ -78,7 +78,7 @@ pub(crate) enum Role {
     Bias,
     /// Of a batch norm.
     Scale,
-    /// Of a batch norm.
+    /// Of a batch norm, or the bias of a whitening, which is to its fitted filters what a shift is to a norm.
     Shift,
 }
 
@@ -105,7 +105,7 @@ fn weights(layer: &LayerSpec, block: &Block) -> Vec<WeightSpec> {
                 LayerSpec::Whiten { bias_epochs, epsilon, .. } => {
                     let fitted = always("weight", shape, Start::Fitted { inputs, outputs, epsilon: *epsilon }, role);
                     let learns = bias_epochs.map_or(Learns::Always, Learns::For);
-                    vec![WeightSpec { learns: Learns::Never, ..fitted }, WeightSpec { learns, ..bias(conv.filters, Role::Bias) }]
+                    vec![WeightSpec { learns: Learns::Never, ..fitted }, WeightSpec { learns, ..bias(conv.filters, Role::Shift) }]
                 }
                 LayerSpec::Conv(Convolution { dirac: true, padding, .. }) => {
                     let centre = if *padding == Padding::Causal { (0, conv.columns - 1) } else { (conv.rows / 2, conv.columns / 2) };
@@ -115,8 +115,9 @@ fn weights(layer: &LayerSpec, block: &Block) -> Vec<WeightSpec> {
                 _ => vec![always("weight", shape, Start::Random { inputs, outputs }, role), bias(conv.filters, Role::Bias)],
             }
         }
-        (Block::Dense(dense), _) => {
-            let start = Start::Random { inputs: dense.inputs, outputs: dense.units };
+        (Block::Dense(dense), layer) => {
+            let is_zero = matches!(layer, LayerSpec::Dense { zeros: true, .. });
+            let start = if is_zero { Start::Zeros } else { Start::Random { inputs: dense.inputs, outputs: dense.units } };
             vec![always("weight", vec![dense.inputs, dense.units], start, Role::Matrix), bias(dense.units, Role::Bias)]
         }
         (Block::BatchNorm(norm), layer) => {
@@ -209,7 +210,7 @@ fn block(layer: &LayerSpec, pool: usize, index: usize, input: Shape) -> Block {
         LayerSpec::Conv(ref conv) => Block::Conv(Conv::of((height, width, channels), conv, pool)),
         LayerSpec::Pool(pool) => window(pool.kind, pool.sides(), pool.stride),
         LayerSpec::GlobalPool => window(PoolKind::Mean, (height, width), 1),
-        LayerSpec::Dense { units, activation } => Block::Dense(Dense { inputs: input.len(), units, activation }),
+        LayerSpec::Dense { units, activation, .. } => Block::Dense(Dense { inputs: input.len(), units, activation }),
         LayerSpec::Dropout { rate } => Block::Dropout(Dropout { rate, layer: index, channels }),
         LayerSpec::BatchNorm(BatchNormalisation { epsilon, momentum, activation, .. }) => {
             Block::BatchNorm(BatchNorm { channels, epsilon, momentum, activation })

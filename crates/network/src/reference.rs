@@ -134,7 +134,7 @@ fn layer(layer: &LayerSpec, input: &Images, weight: &[f64], bias: &[f64], runnin
             let sum: f64 = (0..height * width).map(|p| input.at(n, (p / width) as isize, (p % width) as isize, c)).sum();
             sum / (height * width) as f64
         }),
-        LayerSpec::Dense { units, activation } => {
+        LayerSpec::Dense { units, activation, .. } => {
             let inputs = height * width * channels;
             input.map(1, 1, units, |n, _, _, unit| {
                 let products = (0..inputs).map(|i| input.values[n * inputs + i] * weight[i * units + unit]);

@@ -92,16 +92,15 @@ fn a_network_that_whitens_trains_the_same_bytes_at_any_number_of_threads() {
 fn a_resumed_training_ends_with_the_bytes_of_one_that_was_not_interrupted() {
     let sgd = OptimiserConfig::Sgd { learning_rate: 0.01, momentum: 0.9, nesterov: true, weight_decay: 1e-4, bias_rate: 1.0 };
     let adamw = OptimiserConfig::Adam { learning_rate: 1e-3, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01, bias_rate: 1.0 };
-    let muon = OptimiserConfig::Muon {
+    let muon = |rest: &OptimiserConfig| OptimiserConfig::Muon {
         learning_rate: 0.02,
         momentum: 0.9,
         nesterov: true,
         weight_decay: 1e-3,
         normalise: true,
-        adam_learning_rate: 1e-3,
-        bias_rate: 2.0,
+        rest: Box::new(rest.clone()),
     };
-    for config in [sgd, adamw, muon] {
+    for config in [muon(&sgd), muon(&adamw), sgd, adamw] {
         let whole = trained(&config, 5);
         let (weights, state, _) = trained(&config, 3);
         let mut network = Network::from_safetensors(&architecture(), 7, &weights).unwrap();

@@ -141,6 +141,46 @@ fn tensor(network: &Network, name: &str) -> Vec<f32> {
 }
 
 #[test]
+fn what_muon_leaves_learns_as_it_would_by_the_rest_alone() {
+    let layers = ["whiten 2x2 gelu", "conv 4 3x3", "batchnorm relu", "dense 3"];
+    let after = |config: &OptimiserConfig| {
+        let mut network = Network::new(&net(&layers), 7).unwrap();
+        let mut optimiser = Optimiser::new(config, &network).unwrap();
+        let input = input(6);
+        let batch = Batch { input: Input::Floats(&input), labels: &[0, 1, 2, 0, 1, 2] };
+        network.train_step(batch, &mut optimiser, &LossOptions::default()).unwrap();
+        network
+    };
+    let sgd = OptimiserConfig::Sgd { learning_rate: 0.1, momentum: 0.9, nesterov: true, weight_decay: 0.01, bias_rate: 8.0 };
+    for rest in [sgd, OptimiserConfig::default()] {
+        let muon = |rest| OptimiserConfig::Muon {
+            learning_rate: 0.02,
+            momentum: 0.9,
+            nesterov: true,
+            weight_decay: 0.0,
+            normalise: false,
+            rest: Box::new(rest),
+        };
+        let (alone, beside) = (after(&rest), after(&muon(rest)));
+        for name in ["layers.0.bias", "layers.1.bias", "layers.2.weight", "layers.2.bias", "layers.3.weight", "layers.3.bias"] {
+            assert_eq!(tensor(&alone, name), tensor(&beside, name), "{name}");
+        }
+        assert_ne!(tensor(&alone, "layers.1.weight"), tensor(&beside, "layers.1.weight"));
+        let twice = muon(muon(OptimiserConfig::default()));
+        assert!(Optimiser::new(&twice, &alone).err().unwrap().to_string().contains("not by muon again"));
+    }
+}
+
+#[test]
+fn a_last_layer_of_zeros_says_at_first_that_all_classes_are_alike_and_learns() {
+    let mut network = Network::new(&net(&["conv 4 3x3 relu", "dense 3 zeros"]), 7).unwrap();
+    assert!(network.logits(Input::Floats(&input(5))).unwrap().iter().all(|logit| *logit == 0.0));
+    let first = train(&mut network, 1);
+    assert!((first - 3f32.ln()).abs() < 1e-6, "{first}");
+    assert!(train(&mut network, 20) < first);
+}
+
+#[test]
 fn a_scale_that_is_not_learned_stays_one_and_a_bias_rate_moves_shifts_by_as_much_more() {
     let shift_after = |layers: &[&str], bias_rate: f64| {
         let mut network = Network::new(&net(layers), 7).unwrap();

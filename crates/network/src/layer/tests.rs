@@ -37,7 +37,8 @@ fn the_texts_of_the_manual_are_read() {
     assert_eq!("pool1d 4 stride 2".parse(), pool(Axes::Series, PoolKind::Maximum, 4, 2));
     assert_eq!("series 128x6".parse(), Ok(LayerSpec::Series { steps: 128, channels: 6 }));
     assert_eq!("globalpool".parse(), Ok(LayerSpec::GlobalPool));
-    assert_eq!("dense 10 none".parse(), Ok(LayerSpec::Dense { units: 10, activation: Activation::None }));
+    assert_eq!("dense 10 none".parse(), Ok(LayerSpec::Dense { units: 10, zeros: false, activation: Activation::None }));
+    assert_eq!("dense 10 zeros".parse(), Ok(LayerSpec::Dense { units: 10, zeros: true, activation: Activation::None }));
     assert_eq!("dropout 0.5".parse(), Ok(LayerSpec::Dropout { rate: 0.5 }));
     let norm = BatchNormalisation { activation: Activation::Relu, ..BatchNormalisation::default() };
     assert_eq!("batchnorm relu".parse(), Ok(LayerSpec::BatchNorm(norm.clone())));
@@ -156,7 +157,7 @@ fn layers() -> impl Strategy<Value = LayerSpec> {
         (any::<bool>(), any::<bool>(), 1..9usize, 1..9usize).prop_map(pool),
         Just(LayerSpec::GlobalPool),
         (1..999usize, 1..99usize).prop_map(|(steps, channels)| LayerSpec::Series { steps, channels }),
-        (1..9999usize, activations()).prop_map(|(units, activation)| LayerSpec::Dense { units, activation }),
+        (1..9999usize, any::<bool>(), activations()).prop_map(|(units, zeros, activation)| LayerSpec::Dense { units, zeros, activation }),
         (0.0..1.0f32).prop_map(|rate| LayerSpec::Dropout { rate }),
         (any::<bool>(), 1e-3..1.0f32, 1e-20..1.0f32, activations()).prop_map(|(scale, momentum, epsilon, activation)| {
             LayerSpec::BatchNorm(BatchNormalisation { scale, momentum, epsilon, activation })

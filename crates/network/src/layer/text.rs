@@ -37,6 +37,7 @@ pub(super) const KINDS: [&str; 14] = [
 const CONV_OPTIONS: [&str; 11] = ["stride", "dilation", "groups", "same", "causal", "valid", "dirac", "relu", "gelu", "silu", "none"];
 const NORM_OPTIONS: [&str; 7] = ["noscale", "momentum", "epsilon", "relu", "gelu", "silu", "none"];
 const WHITEN_OPTIONS: [&str; 6] = ["bias", "epsilon", "relu", "gelu", "silu", "none"];
+const DENSE_OPTIONS: [&str; 5] = ["zeros", "relu", "gelu", "silu", "none"];
 const ACTIVATIONS: [&str; 4] = ["relu", "gelu", "silu", "none"];
 
 /// Layers that other tools name differently, and what they are called here.
@@ -124,16 +125,6 @@ impl<'a> Words<'a> {
         }
     }
 
-    /// An activation at the end of a layer, if there is one.
-    fn activation(&mut self) -> Result<Activation, LayerParseError> {
-        match self.words.next() {
-            None => Ok(Activation::None),
-            Some(word) => {
-                Activation::from_word(word).ok_or_else(|| self.unknown(word, "what may stand here is an activation", &ACTIVATIONS))
-            }
-        }
-    }
-
     fn pool(&mut self, word: &str, kind: PoolKind, axes: Axes) -> Result<LayerSpec, LayerParseError> {
         let window = self.number("the side of the window", &format!("{word} 2"))?;
         let stride = match self.words.next() {
@@ -211,7 +202,7 @@ impl FromStr for LayerSpec {
             "avgpool1d" => words.pool(kind, PoolKind::Mean, Axes::Series)?,
             "globalpool" => LayerSpec::GlobalPool,
             "series" => series(&mut words)?,
-            "dense" => LayerSpec::Dense { units: words.number("the number of units", "dense 64 relu")?, activation: words.activation()? },
+            "dense" => dense(&mut words)?,
             "dropout" => dropout(&mut words)?,
             "batchnorm" => batch_norm(&mut words)?,
             "whiten" => whitening(&mut words)?,
@@ -285,6 +276,18 @@ fn whitening(words: &mut Words<'_>) -> Result<LayerSpec, LayerParseError> {
     Ok(LayerSpec::Whiten { kernel, bias_epochs, epsilon, activation })
 }
 
+fn dense(words: &mut Words<'_>) -> Result<LayerSpec, LayerParseError> {
+    let units = words.number("the number of units", "dense 64 relu")?;
+    let zeros = words.words.next_if_eq(&"zeros").is_some();
+    let activation = match words.words.next() {
+        None => Activation::None,
+        Some(word) => {
+            Activation::from_word(word).ok_or_else(|| words.unknown(word, "after the number of units may come", &DENSE_OPTIONS))?
+        }
+    };
+    Ok(LayerSpec::Dense { units, zeros, activation })
+}
+
 fn series(words: &mut Words<'_>) -> Result<LayerSpec, LayerParseError> {
     let form = "write STEPSxCHANNELS, for example `series 128x6`";
     let Some(word) = words.words.next() else {
@@ -313,7 +316,9 @@ impl fmt::Display for LayerSpec {
             LayerSpec::Pool(pool) => pool.fmt(f),
             LayerSpec::GlobalPool => f.write_str("globalpool"),
             LayerSpec::Series { steps, channels } => write!(f, "series {steps}x{channels}"),
-            LayerSpec::Dense { units, activation } => write!(f, "dense {units}{}", activation.suffix()),
+            LayerSpec::Dense { units, zeros, activation } => {
+                write!(f, "dense {units}{}{}", if *zeros { " zeros" } else { "" }, activation.suffix())
+            }
             LayerSpec::Dropout { rate } => write!(f, "dropout {rate}"),
             LayerSpec::BatchNorm(norm) => norm.fmt(f),
             LayerSpec::Whiten { kernel: (rows, columns), bias_epochs, epsilon, activation } => {
