@@ -6,7 +6,7 @@ use std::fs;
 use std::process::Stdio;
 use std::time::Instant;
 
-use episteme_tests::{Said, Scratch, finish, wait_until};
+use episteme_tests::{SMALL, Said, Scratch, finish, wait_until};
 
 fn scratch(pipeline: &str) -> Scratch {
     let scratch = Scratch::new();
@@ -118,6 +118,21 @@ fn a_stage_is_multiplied_by_its_matrix_and_so_is_what_takes_from_it() {
     let more = scratch.episteme(&["run", "p.toml", "--json", "--set", "stages.model.matrix.x=[1, 0.5, 2]"]).ok();
     let ran = statuses(&more).into_iter().filter(|(_, status)| status == "ran").map(|(name, _)| name).collect::<Vec<_>>();
     assert_eq!(ran, ["all", "model@s=a,x=2", "model@s=b,x=2", "up@s=a,x=2", "up@s=b,x=2"]);
+}
+
+#[test]
+fn all_variants_of_a_model_judge_together_and_stand_in_one_report() {
+    let models = "seed = \"${matrix.seed}\"\nmatrix = { seed = [1, 2] }\nepochs = 2";
+    let scratch = scratch(&SMALL.replace("epochs = 2", models).replace("model = \"model\"", "model = \"model@*\""));
+    let said = scratch.episteme(&["run", "p.toml", "--json"]).ok();
+    let names: Vec<String> = said.stages().into_keys().collect();
+    assert_eq!(names, ["clean", "images", "model@seed=1", "model@seed=2", "predictions", "raw", "report"]);
+    let digest = said.stages()["report"].1.clone();
+    let report = scratch.store().join("objects").join(&digest[..2]).join(&digest).join("report.html");
+    let report = fs::read_to_string(report).unwrap();
+    assert!(report.contains("Model 1: 2 epochs") && report.contains("Model 2: 2 epochs"));
+    assert!(report.contains("models that judge together"));
+    scratch.sound();
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use artifact::{Doing, StageError};
+use artifact::{Doing, Input, StageError};
 use network::{Architecture, Network, Shape};
 use serde::{Deserialize, Serialize};
 use transform::Fitted;
@@ -55,6 +55,21 @@ impl Knowledge {
                 .help("take all files from one model artifact"));
         }
         Ok(Self { fitted, network, classes: declaration.classes, kept_epoch: declaration.kept_epoch })
+    }
+
+    /// Reads models that shall judge together.
+    ///
+    /// # Errors
+    /// When one cannot be read, or they learnt from data that went through another f, or other classes.
+    pub fn read_all(inputs: &[Input]) -> Result<Vec<Self>, StageError> {
+        let all = inputs.iter().map(|input| Self::read(&input.path)).collect::<Result<Vec<_>, _>>()?;
+        if let Some(other) = all.iter().position(|one| one.fitted != all[0].fitted) {
+            let (first, other) = (inputs[0].path.display(), inputs[other].path.display());
+            return Err(StageError::new(format!("models that judge together must have one f, and this one's is not that of {first}"))
+                .at(other)
+                .help("train them on one and the same processed dataset"));
+        }
+        Ok(all)
     }
 
     /// What one example is, once it has been through f.

@@ -14,7 +14,7 @@ mod views;
 use artifact::StageType;
 
 pub use knowledge::Knowledge;
-pub use predict::{Predict, Scope};
+pub use predict::{PREDICTIONS_FILE, Predict, Scope};
 pub use report::Report;
 pub use views::Views;
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arrow::array::{Float32Builder, ListBuilder, RecordBatch, StringBuilder};
 use arrow::datatypes::{DataType, Field, Schema};
-use artifact::{Doing, InputRef, Kind, Outcome, RunContext, Stage, StageError, StageName};
+use artifact::{ConfigProblem, Doing, InputRef, Kind, Outcome, RunContext, Stage, StageError, StageName, Stages};
 use dataset::{Split, table};
 use network::Device;
 use network::metrics::{Metrics, argmax};
@@ -21,8 +21,9 @@ use crate::views::Views;
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Predict {
-    /// The model.
-    pub model: StageName,
+    /// The model; or several that learnt from the same data, whose probabilities are averaged (a deep ensemble): `["a", "b"]`, or all
+    /// variants of a stage, `"model@*"`.
+    pub model: Stages,
     /// What to judge: a processed dataset, a raw one, or a folder of PNG and JPEG files of the model's size.
     pub data: StageName,
     /// Which split of the data is judged; data without splits is judged whole.
@@ -79,17 +80,25 @@ impl Stage for Predict {
 
     fn inputs(&self) -> Vec<InputRef> {
         vec![
-            InputRef::one("model", &self.model, &[Kind::Model]),
+            InputRef::stages("model", &self.model, &[Kind::Model]),
             InputRef::one("data", &self.data, &[Kind::Processed, Kind::Dataset, Kind::Files]),
         ]
     }
 
+    fn check(&self) -> Vec<ConfigProblem> {
+        let none = self.model.is_empty().then(|| ConfigProblem::at("model", "`model` names no model"));
+        none.into_iter().collect()
+    }
+
     fn run(&self, context: &RunContext) -> Result<Outcome, StageError> {
-        let mut knowledge = Knowledge::read(&context.input("model")?.path)?;
-        let placement = knowledge.network.place(self.device).map_err(|error| StageError::new(error.to_string()))?;
-        if let Some(note) = placement.note() {
-            context.info(note);
+        let mut models = Knowledge::read_all(context.inputs("model"))?;
+        for (at, model) in models.iter_mut().enumerate() {
+            let placement = model.network.place(self.device).map_err(|error| StageError::new(error.to_string()))?;
+            if let (0, Some(note)) = (at, placement.note()) {
+                context.info(note);
+            }
         }
+        let knowledge = &models[0];
         let data = context.input("data")?;
         let examples = Examples::open(data, &knowledge.fitted)?;
         let rows = self.rows(&examples);
@@ -98,7 +107,7 @@ impl Stage for Predict {
                 .at(data.path.display())
                 .help("choose another `split`, or \"all\""));
         }
-        let probabilities = judge(&knowledge, &examples, &rows, self.views, context)?;
+        let probabilities = judge(&models, &examples, &rows, self.views, context)?;
         write(&knowledge.classes, &examples, &rows, &probabilities, context)?;
         let metrics = measure(&knowledge.classes, &examples, &rows, &probabilities, context);
         let path = context.output().join("metrics.json");
@@ -122,16 +131,23 @@ impl Predict {
     }
 }
 
-/// The probability of each class: `[rows, classes]`.
-fn judge(knowledge: &Knowledge, examples: &Examples, rows: &[usize], views: Views, context: &RunContext) -> Result<Vec<f32>, StageError> {
+/// The probability of each class: `[rows, classes]`. That of several models is their mean (Lakshminarayanan et al. 2017,
+/// <https://arxiv.org/abs/1612.01474>).
+fn judge(models: &[Knowledge], examples: &Examples, rows: &[usize], views: Views, context: &RunContext) -> Result<Vec<f32>, StageError> {
     let progress = context.progress("examples", Some(rows.len() as u64), "examples");
     let mut gathered = Gathered::default();
-    let mut probabilities = Vec::with_capacity(rows.len() * knowledge.classes.len());
+    let mut probabilities = Vec::with_capacity(rows.len() * models[0].classes.len());
     let follows = |before: &usize, after: &usize| !examples.in_runs() || before + 1 == *after;
     for batch in rows.chunk_by(follows).flat_map(|run| run.chunks(BATCH)) {
         context.check_stop()?;
         let input = examples.gather(batch, &mut gathered)?;
-        probabilities.extend(views.judge(&knowledge.network, input, knowledge.shape())?);
+        let mut judged = models.iter().map(|model| views.judge(&model.network, input, model.shape()));
+        let mut sums = judged.next().transpose()?.unwrap_or_default();
+        for one in judged {
+            sums.iter_mut().zip(one?).for_each(|(sum, one)| *sum += one);
+        }
+        let share = 1.0 / models.len() as f32;
+        probabilities.extend(sums.into_iter().map(|sum| share * sum));
         progress.add(batch.len() as u64);
     }
     Ok(probabilities)

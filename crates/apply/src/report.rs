@@ -9,7 +9,7 @@ mod sources;
 
 use std::collections::BTreeMap;
 
-use artifact::{Doing, InputRef, Kind, Outcome, RunContext, Stage, StageError, StageName};
+use artifact::{ConfigProblem, Doing, InputRef, Kind, Outcome, RunContext, Stage, StageError, StageName, Stages};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -21,9 +21,9 @@ use sources::Sources;
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Report {
-    /// The model.
-    pub model: StageName,
-    /// Its predictions.
+    /// The model, or the models that judged together.
+    pub model: Stages,
+    /// Their predictions.
     pub predictions: StageName,
     /// The processed dataset that the model learnt from and that was judged.
     pub data: StageName,
@@ -44,14 +44,19 @@ impl Stage for Report {
 
     fn inputs(&self) -> Vec<InputRef> {
         vec![
-            InputRef::one("model", &self.model, &[Kind::Model]),
+            InputRef::stages("model", &self.model, &[Kind::Model]),
             InputRef::one("predictions", &self.predictions, &[Kind::Predictions]),
             InputRef::one("data", &self.data, &[Kind::Processed, Kind::Dataset]),
         ]
     }
 
+    fn check(&self) -> Vec<ConfigProblem> {
+        let none = self.model.is_empty().then(|| ConfigProblem::at("model", "`model` names no model"));
+        none.into_iter().collect()
+    }
+
     fn run(&self, context: &RunContext) -> Result<Outcome, StageError> {
-        let sources = Sources::read(context.input("model")?, context.input("predictions")?, context.input("data")?)?;
+        let sources = Sources::read(context.inputs("model"), context.input("predictions")?, context.input("data")?)?;
         let title = self.title.clone().unwrap_or_else(|| sources.title());
         let path = context.output().join(REPORT_FILE);
         std::fs::write(&path, page(&title, &sources)?).doing(|| format!("writing {}", path.display()))?;

@@ -41,4 +41,4 @@ pub use manifest::{FileEntry, Kind, Manifest, Outcome};
 pub use object_store::{CacheRecord, Hit, ObjectStore};
 pub use parallel::collect_in_order;
 pub use spec::{Settings, StageSpec};
-pub use stage::{Input, InputRef, RunContext, Stage, StageName, StageType};
+pub use stage::{Input, InputRef, RunContext, Stage, StageName, StageType, Stages};

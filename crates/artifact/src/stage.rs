@@ -91,6 +91,23 @@ impl fmt::Display for StageName {
     }
 }
 
+/// One other stage or several, as a config's value.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "must be the name of a stage, or a list of names")]
+pub enum Stages {
+    /// One.
+    One(StageName),
+    /// Several, in order.
+    Many(Vec<StageName>),
+}
+
+impl Stages {
+    /// Whether it names none.
+    pub fn is_empty(&self) -> bool {
+        matches!(self, Self::Many(stages) if stages.is_empty())
+    }
+}
+
 /// One config key that names stages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InputRef {
@@ -110,6 +127,13 @@ impl InputRef {
     /// A key that names any number of stages.
     pub fn many(key: impl Into<Cow<'static, str>>, stages: &[StageName], accepts: &'static [Kind]) -> Self {
         Self { key: key.into(), stages: stages.iter().map(|stage| stage.0.clone()).collect(), accepts }
+    }
+    /// A key that names one stage or several.
+    pub fn stages(key: impl Into<Cow<'static, str>>, stages: &Stages, accepts: &'static [Kind]) -> Self {
+        match stages {
+            Stages::One(stage) => Self::one(key, stage, accepts),
+            Stages::Many(stages) => Self::many(key, stages, accepts),
+        }
     }
 }
 

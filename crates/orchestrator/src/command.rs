@@ -8,7 +8,7 @@ mod text;
 use std::collections::BTreeMap;
 
 use artifact::outside::{self, Found};
-use artifact::{ConfigProblem, Digest, Doing, InputRef, Kind, Outcome, RunContext, Settings, Stage, StageError, StageName};
+use artifact::{ConfigProblem, Digest, Doing, InputRef, Kind, Outcome, RunContext, Settings, Stage, StageError, Stages};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -61,16 +61,6 @@ pub enum Run {
     Words(Vec<String>),
 }
 
-/// One stage or several.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(untagged, expecting = "each must be the name of a stage, or a list of names")]
-pub enum Stages {
-    /// One.
-    One(StageName),
-    /// Several, in order.
-    Many(Vec<StageName>),
-}
-
 /// Paths that must be there.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "must be a list of paths, or a table of names and paths")]
@@ -113,11 +103,7 @@ impl Stage for Command {
     const GIVES: Kind = Kind::Files;
 
     fn inputs(&self) -> Vec<InputRef> {
-        let input = |(name, stages): (&String, &Stages)| match stages {
-            Stages::One(stage) => InputRef::one(key(name), stage, ANY_KIND),
-            Stages::Many(stages) => InputRef::many(key(name), stages, ANY_KIND),
-        };
-        self.inputs.iter().map(input).collect()
+        self.inputs.iter().map(|(name, stages)| InputRef::stages(key(name), stages, ANY_KIND)).collect()
     }
 
     fn check(&self) -> Vec<ConfigProblem> {

@@ -5,10 +5,11 @@ use std::fmt::Write;
 
 use artifact::StageError;
 use dataset::{ColumnProfile, Images};
+use network::{Architecture, ArchitectureReport};
 
 use super::charts::{self, Series};
 use super::html::{count, escape, number, percent, section};
-use super::sources::{Prediction, Sources};
+use super::sources::{Model, Prediction, Sources};
 use super::{lineage as graph, pictures};
 
 /// Above this many classes, a table of counts cannot be read: the most confused pairs are shown instead.
@@ -29,8 +30,12 @@ pub fn figures(sources: &Sources) -> String {
         tiles.push((number(metrics.log_loss), "log loss (nats)".to_owned()));
     }
     tiles.push((count(sources.predictions.len() as u64), "examples judged".to_owned()));
-    tiles.push((sources.knowledge.classes.len().to_string(), "classes".to_owned()));
-    tiles.push((count(sources.knowledge.network.report().parameters() as u64), "parameters".to_owned()));
+    tiles.push((sources.classes().len().to_string(), "classes".to_owned()));
+    if sources.models.len() > 1 {
+        tiles.push((sources.models.len().to_string(), "models that judge together".to_owned()));
+    }
+    let parameters: usize = sources.models.iter().map(|model| model.knowledge.network.report().parameters()).sum();
+    tiles.push((count(parameters as u64), "parameters".to_owned()));
     let tiles: String =
         tiles.iter().map(|(value, name)| format!("<div class=\"tile\"><b>{value}</b><span>{}</span></div>", escape(name))).collect();
     format!("<section class=\"tiles\">{tiles}</section>\n")
@@ -60,7 +65,7 @@ pub fn data(sources: &Sources) -> Result<String, StageError> {
         let _ = write!(body, "<p>{}</p>", escape(&notes));
     }
     match (&sources.images, &sources.profile) {
-        (Some(images), _) => body.push_str(&samples(images, &sources.knowledge.classes)?),
+        (Some(images), _) => body.push_str(&samples(images, sources.classes())?),
         (None, Some(profile)) if !profile.columns.is_empty() => body.push_str(&columns(&profile.columns)),
         _ => {}
     }
@@ -139,29 +144,33 @@ fn columns(columns: &[ColumnProfile]) -> String {
 
 /// How it was learnt.
 pub fn learning(sources: &Sources) -> String {
-    if sources.history.is_empty() {
+    let learnt = sources.models.iter().filter(|model| !model.history.is_empty()).enumerate();
+    let body: String = learnt.map(|(at, model)| curves(model, (sources.models.len() > 1).then_some(at + 1))).collect();
+    if body.is_empty() {
         return String::new();
     }
+    section("learning", "Learning", "The epoch whose weights are kept is dashed.", &body)
+}
+
+/// How a model learnt; its number, where it is one of several.
+fn curves(model: &Model, number: Option<usize>) -> String {
     let series = |of: fn(&super::sources::Measured) -> f64| {
         let points = |on: fn(&super::sources::Epoch) -> &super::sources::Measured| {
-            sources.history.iter().map(|epoch| (f64::from(epoch.epoch), of(on(epoch)))).collect()
+            model.history.iter().map(|epoch| (f64::from(epoch.epoch), of(on(epoch)))).collect()
         };
         [
             Series { name: "train", class: "train", points: points(|epoch| &epoch.train) },
             Series { name: "validation", class: "validation", points: points(|epoch| &epoch.validation) },
         ]
     };
-    let kept = f64::from(sources.knowledge.kept_epoch);
+    let kept = f64::from(model.knowledge.kept_epoch);
     let loss = charts::curves("Loss by epoch", &series(|measured| measured.loss), kept);
     let accuracy = charts::curves("Accuracy by epoch", &series(|measured| measured.accuracy), kept);
-    let lead = format!("{} epochs; the weights of epoch {} are kept (dashed).", sources.history.len(), sources.knowledge.kept_epoch);
-    section(
-        "learning",
-        "Learning",
-        &lead,
-        &format!(
-            "<div class=\"pair\"><figure><figcaption>loss</figcaption>{loss}</figure><figure><figcaption>accuracy</figcaption>{accuracy}</figure></div>"
-        ),
+    let name = number.map_or(String::new(), |number| format!("Model {number}: "));
+    format!(
+        "<p>{name}{} epochs; the weights of epoch {} are kept (dashed).</p><div class=\"pair\"><figure><figcaption>loss</figcaption>{loss}</figure><figure><figcaption>accuracy</figcaption>{accuracy}</figure></div>",
+        model.history.len(),
+        model.knowledge.kept_epoch
     )
 }
 
@@ -322,9 +331,23 @@ pub fn mistakes(sources: &Sources) -> Result<String, StageError> {
     Ok(section("mistakes", "Sure and wrong", &lead, &body))
 }
 
-/// What learnt it.
+/// What learnt it; of several models, each network once.
 pub fn network(sources: &Sources) -> String {
-    let report = sources.knowledge.network.report();
+    let mut shown: Vec<&Architecture> = Vec::new();
+    let mut body = String::new();
+    for model in &sources.models {
+        let network = &model.knowledge.network;
+        if !shown.contains(&network.architecture()) {
+            shown.push(network.architecture());
+            body.push_str(&layers(network.report()));
+        }
+    }
+    let _ = write!(body, "<p class=\"note\">Data: <span class=\"mono\">{}</span></p>", escape(&data_name(sources)));
+    section("network", if shown.len() > 1 { "The networks" } else { "The network" }, "", &body)
+}
+
+/// A network, layer by layer.
+fn layers(report: &ArchitectureReport) -> String {
     let mut body = format!(
         "<div class=\"scroll\"><table><thead><tr><th></th><th>layer</th><th>gives</th><th class=\"n\">parameters</th><th class=\"n\">MFLOP an example</th></tr></thead><tbody><tr><td></td><td>input</td><td>{}</td><td></td><td></td></tr>",
         escape(&report.input.to_string())
@@ -342,12 +365,11 @@ pub fn network(sources: &Sources) -> String {
     }
     let _ = write!(
         body,
-        "</tbody><tfoot><tr><td></td><td>all</td><td></td><td class=\"n\">{}</td><td class=\"n\">{:.3}</td></tr></tfoot></table></div><p class=\"note\">Data: <span class=\"mono\">{}</span></p>",
+        "</tbody><tfoot><tr><td></td><td>all</td><td></td><td class=\"n\">{}</td><td class=\"n\">{:.3}</td></tr></tfoot></table></div>",
         count(report.parameters() as u64),
-        report.flops() as f64 / 1e6,
-        escape(&data_name(sources))
+        report.flops() as f64 / 1e6
     );
-    section("network", "The network", "", &body)
+    body
 }
 
 /// The data's digest: its folder's name in the store.

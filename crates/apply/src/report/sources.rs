@@ -36,10 +36,16 @@ pub struct Measured {
     pub accuracy: f64,
 }
 
-/// All inputs, read.
-pub struct Sources {
+/// A model and how it came to be.
+pub struct Model {
     pub knowledge: Knowledge,
     pub history: Vec<Epoch>,
+}
+
+/// All inputs, read.
+pub struct Sources {
+    /// At least one.
+    pub models: Vec<Model>,
     pub predictions: Vec<Prediction>,
     /// The split judged and its measures; none where no label was known.
     pub metrics: Option<(String, Metrics)>,
@@ -52,26 +58,34 @@ pub struct Sources {
 }
 
 impl Sources {
-    pub fn read(model: &Input, predictions: &Input, data: &Input) -> Result<Self, StageError> {
-        let knowledge = Knowledge::read(&model.path)?;
+    pub fn read(models: &[Input], predictions: &Input, data: &Input) -> Result<Self, StageError> {
+        let manifests = [predictions].into_iter().chain(models).chain([data]).filter_map(|input| input.manifest.clone()).collect();
+        let model = |(knowledge, input): (Knowledge, &Input)| {
+            Ok(Model { knowledge, history: json(&input.path.join("history.json"))?.unwrap_or_default() })
+        };
+        let models = Knowledge::read_all(models)?.into_iter().zip(models).map(model).collect::<Result<Vec<_>, StageError>>()?;
         let measured: std::collections::BTreeMap<String, Metrics> = json(&predictions.path.join("metrics.json"))?.unwrap_or_default();
-        let is_images = knowledge.fitted.images().is_ok();
+        let is_images = models[0].knowledge.fitted.images().is_ok();
         Ok(Self {
-            history: json(&model.path.join("history.json"))?.unwrap_or_default(),
             predictions: read_predictions(&predictions.path.join(PREDICTIONS_FILE))?,
             metrics: measured.into_iter().next(),
             profile: data.path.join(dataset::PROFILE_FILE).is_file().then(|| Profile::read(&data.path)).transpose()?,
             cleaning: json(&data.path.join("cleaning.json"))?,
             images: is_images.then(|| Images::read(&data.path.join(DATA_FILE))).transpose()?,
-            manifests: [predictions, model, data].iter().filter_map(|input| input.manifest.clone()).collect(),
+            manifests,
             data: data.path.clone(),
-            knowledge,
+            models,
         })
+    }
+
+    /// The classes, which all models share.
+    pub fn classes(&self) -> &[String] {
+        &self.models[0].knowledge.classes
     }
 
     /// A heading for reports without one.
     pub fn title(&self) -> String {
-        let classes = &self.knowledge.classes;
+        let classes = self.classes();
         let shown: Vec<&str> = classes.iter().take(3).map(String::as_str).collect();
         match classes.len() {
             2 => format!("{} or {}", classes[0], classes[1]),

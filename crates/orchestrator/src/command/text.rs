@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process;
 
-use artifact::{ConfigProblem, RunContext, StageError, config};
+use artifact::{ConfigProblem, RunContext, StageError, Stages, config};
 
-use super::{Run, Stages, key};
+use super::{Run, key};
 
 /// A piece of a text: as it stands, or a reference without its `${` and `}`.
 enum Piece<'t> {
