@@ -86,15 +86,15 @@ impl Stage for Predict {
     }
 
     fn check(&self) -> Vec<ConfigProblem> {
-        let none = self.model.is_empty().then(|| ConfigProblem::at("model", "`model` names no model"));
-        none.into_iter().collect()
+        self.model.check("model")
     }
 
     fn run(&self, context: &RunContext) -> Result<Outcome, StageError> {
         let mut models = Knowledge::read_all(context.inputs("model"))?;
         for (at, model) in models.iter_mut().enumerate() {
             let placement = model.network.place(self.device).map_err(|error| StageError::new(error.to_string()))?;
-            if let (0, Some(note)) = (at, placement.note()) {
+            // All are placed alike: the first one's note tells of the others, too.
+            if let Some(note) = placement.note().filter(|_| at == 0) {
                 context.info(note);
             }
         }

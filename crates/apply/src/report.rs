@@ -38,7 +38,7 @@ const STYLE: &str = include_str!("report/style.css");
 
 impl Stage for Report {
     const USES: &'static str = "apply.report";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const SUMMARY: &'static str = "Write a self-contained HTML report";
     const GIVES: Kind = Kind::Report;
 
@@ -51,8 +51,7 @@ impl Stage for Report {
     }
 
     fn check(&self) -> Vec<ConfigProblem> {
-        let none = self.model.is_empty().then(|| ConfigProblem::at("model", "`model` names no model"));
-        none.into_iter().collect()
+        self.model.check("model")
     }
 
     fn run(&self, context: &RunContext) -> Result<Outcome, StageError> {

@@ -87,5 +87,5 @@ fn models_of_another_f_do_not_judge_together() {
 #[test]
 fn an_empty_list_of_models_is_told_before_anything_runs() {
     let config: Predict = serde_json::from_value(serde_json::json!({ "model": [], "data": "data" })).expect("a config");
-    assert_eq!(config.check()[0].message, "`model` names no model");
+    assert_eq!(config.check()[0].message, "`model` names no stage");
 }

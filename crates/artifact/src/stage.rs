@@ -102,9 +102,10 @@ pub enum Stages {
 }
 
 impl Stages {
-    /// Whether it names none.
-    pub fn is_empty(&self) -> bool {
-        matches!(self, Self::Many(stages) if stages.is_empty())
+    /// That the key names no stage, for a stage that cannot do without.
+    pub fn check(&self, key: &str) -> Vec<ConfigProblem> {
+        let is_none = matches!(self, Self::Many(stages) if stages.is_empty());
+        is_none.then(|| ConfigProblem::at(key, format!("`{key}` names no stage"))).into_iter().collect()
     }
 }
 

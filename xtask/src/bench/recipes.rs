@@ -1,6 +1,6 @@
 //! What the recipes in `pipelines/` reach, over several seeds: test accuracy, seconds and memory of the training. `EPISTEME_MIRROR` has the data.
 
-use std::env;
+use std::{env, fs};
 
 use super::{Done, episteme, field, number, output, remove, scratch};
 
@@ -11,7 +11,7 @@ const RECIPES: [&str; 4] =
 /// How often each is trained, with seeds of its own for the weights and the order of examples; the split stays.
 const TRIALS: u32 = 3;
 
-/// Runs each pipeline with each seed.
+/// Runs each pipeline so often.
 pub(super) fn recipes(named: &[String]) -> Done {
     if env::var_os("EPISTEME_MIRROR").is_none() {
         eprintln!("EPISTEME_MIRROR must name a folder that has mnist/ and cifar10-images/");
@@ -42,10 +42,14 @@ pub(super) fn recipes(named: &[String]) -> Done {
     remove(&store)
 }
 
-/// The seeds of a trial: 1, 2 and 3; of two models that judge together, 1 and 2, 3 and 4, 5 and 6.
+/// The seeds of a trial: 1, 2 and 3; of two models that judge together, 1 and 2, 3 and 4, 5 and 6, so that no model is in two trials.
 fn seeds(file: &str, trial: u32) -> String {
-    let is_ensemble = std::fs::read_to_string(file).is_ok_and(|text| text.contains("matrix = { seed = [1, 2] }"));
-    if is_ensemble { format!("stages.model.matrix.seed=[{}, {}]", 2 * trial - 1, 2 * trial) } else { format!("stages.model.seed={trial}") }
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let listed = text.split("matrix = { seed = [").nth(1).and_then(|rest| rest.split(']').next());
+    match listed.map(|seeds| seeds.split(',').count() as u32) {
+        Some(models) => format!("stages.model.matrix.seed={:?}", ((trial - 1) * models + 1..=trial * models).collect::<Vec<_>>()),
+        None => format!("stages.model.seed={trial}"),
+    }
 }
 
 /// What one run came to.

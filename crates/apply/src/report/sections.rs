@@ -144,16 +144,14 @@ fn columns(columns: &[ColumnProfile]) -> String {
 
 /// How it was learnt.
 pub fn learning(sources: &Sources) -> String {
-    let learnt = sources.models.iter().filter(|model| !model.history.is_empty()).enumerate();
-    let body: String = learnt.map(|(at, model)| curves(model, (sources.models.len() > 1).then_some(at + 1))).collect();
-    if body.is_empty() {
-        return String::new();
-    }
-    section("learning", "Learning", "The epoch whose weights are kept is dashed.", &body)
+    let name = |at: usize| if sources.models.len() > 1 { format!("Model {}: ", at + 1) } else { String::new() };
+    let learnt = sources.models.iter().enumerate().filter(|(_, model)| !model.history.is_empty());
+    let body: String = learnt.map(|(at, model)| curves(model, &name(at))).collect();
+    if body.is_empty() { body } else { section("learning", "Learning", "", &body) }
 }
 
-/// How a model learnt; its number, where it is one of several.
-fn curves(model: &Model, number: Option<usize>) -> String {
+/// How a model learnt.
+fn curves(model: &Model, name: &str) -> String {
     let series = |of: fn(&super::sources::Measured) -> f64| {
         let points = |on: fn(&super::sources::Epoch) -> &super::sources::Measured| {
             model.history.iter().map(|epoch| (f64::from(epoch.epoch), of(on(epoch)))).collect()
@@ -166,7 +164,6 @@ fn curves(model: &Model, number: Option<usize>) -> String {
     let kept = f64::from(model.knowledge.kept_epoch);
     let loss = charts::curves("Loss by epoch", &series(|measured| measured.loss), kept);
     let accuracy = charts::curves("Accuracy by epoch", &series(|measured| measured.accuracy), kept);
-    let name = number.map_or(String::new(), |number| format!("Model {number}: "));
     format!(
         "<p>{name}{} epochs; the weights of epoch {} are kept (dashed).</p><div class=\"pair\"><figure><figcaption>loss</figcaption>{loss}</figure><figure><figcaption>accuracy</figcaption>{accuracy}</figure></div>",
         model.history.len(),
