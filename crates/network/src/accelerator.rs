@@ -140,7 +140,7 @@ mod tests {
     fn a_panic_on_the_devices_thread_is_an_error_and_the_thread_goes_on() {
         let accelerator = Accelerator::start(|| Ok(Careless)).unwrap();
         let logits = |parameters| {
-            let input = Values::Floats(Arc::new(vec![0.0]));
+            let input = Values::Floats(Arc::new(vec![0.0].into()));
             accelerator.logits(State { parameters, running: Vec::new() }, input)
         };
         assert!(logits(Vec::new()).unwrap_err().to_string().contains("there are no weights"));
@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn a_device_whose_memory_is_full_says_what_to_do() {
         let accelerator = Accelerator::start(|| Ok(Careless)).unwrap();
-        let input = Values::Floats(Arc::new(vec![0.0]));
+        let input = Values::Floats(Arc::new(vec![0.0].into()));
         let lesson = Lesson { input, labels: vec![0], options: LossOptions::default(), seed: 1, step: 0 };
         let error = accelerator.learn(State { parameters: Vec::new(), running: Vec::new() }, lesson).err().unwrap().to_string();
         assert!(error.contains("CUDA_ERROR_OUT_OF_MEMORY") && error.contains("`accumulate = 2`"), "{error}");

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use crate::{
     layer::Activation,
+    recycle::Floats,
     scratch::{self, sized},
     simd::{for_each_level, multiply_add},
     tape::{Flow, LayerWeights, Tape, give, take},
@@ -127,7 +128,7 @@ impl BatchNorm {
         let factor: Vec<f32> = inverse.iter().zip(layer.weights.iter()).map(|(inverse, scale)| inverse * scale).collect();
         let offset: Vec<f32> =
             mean.iter().zip(&factor).zip(layer.bias.iter()).map(|((mean, factor), shift)| shift - mean * factor).collect();
-        let mut output = vec![0.0; values.len()];
+        let mut output = Floats::any(values.len());
         output.par_chunks_mut(self.range()).zip(values.par_chunks(self.range())).for_each(|(output, values)| {
             affine(values, &factor, &offset, output);
             self.activation.apply(output);

@@ -23,6 +23,7 @@ use crate::{
     layer::{Activation, Axes, Convolution, Padding},
     matmul::{Matrix, multiply_into},
     partition::CHUNK,
+    recycle::Floats,
     scratch::{self, Aligned, Scratch, sized},
     simd::add_rows,
 };
@@ -151,14 +152,14 @@ pub(crate) struct Weights<'a> {
 /// Where the backward pass adds, for some images.
 pub(crate) struct Sums<'a> {
     pub(crate) partial: &'a mut Partial,
-    /// The gradient of the input, zeros when it comes in; `None` where nobody needs it.
+    /// The gradient of the input, which is overwritten; `None` where nobody needs it.
     pub(crate) input: Option<&'a mut [f32]>,
 }
 
 /// Gradients of the weights and bias, summed over some images.
 pub(crate) struct Partial {
     /// In the order that [`Conv::gradient_is_by_filter`] tells.
-    pub(crate) weights: Vec<f32>,
+    pub(crate) weights: Floats,
     pub(crate) bias: Vec<f32>,
 }
 
@@ -322,7 +323,7 @@ impl Conv {
     }
 
     pub(crate) fn empty_partial(&self) -> Partial {
-        Partial { weights: vec![0.0; self.partial_len()], bias: vec![0.0; self.filters] }
+        Partial { weights: Floats::zeros(self.partial_len()), bias: vec![0.0; self.filters] }
     }
 
     /// How many whole images fit a tile (at most a chunk), or how many rows of one.
@@ -603,7 +604,10 @@ impl Conv {
                     _ => self.weights_by_products(kept.input, gradient, sums, scratch),
                 }
                 match sums.input.as_deref_mut() {
-                    Some(out) if path == BackwardPath::Depthwise => depthwise::add_input_gradient(self, weights.by_patch, gradient, out),
+                    Some(out) if path == BackwardPath::Depthwise => {
+                        out.fill(0.0);
+                        depthwise::add_input_gradient(self, weights.by_patch, gradient, out);
+                    }
                     Some(out) if self.input_is_convolution() => self.input_by_convolution(weights.reordered, gradient, out, scratch),
                     Some(out) => self.input_by_products(weights.by_patch, gradient, out, scratch),
                     None => {}
@@ -681,6 +685,9 @@ impl Conv {
                 multiply_into(&mut columns[at..], patches, gradient, by_filter, false);
             }
             let out = &mut out[tile.image * self.input_len()..][..tile.images * self.input_len()];
+            if tile.row == 0 {
+                out.fill(0.0);
+            }
             self.spread(tile, columns, out, padded, tile.row + tile.rows == self.computed().0);
         }
     }

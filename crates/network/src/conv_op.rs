@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use crate::{
     conv::{Conv, Kept, Partial, Results, Sums, Weights},
     partition::{CHUNK, group_size, sum_in_order},
+    recycle::Floats,
     scratch::{self, Aligned},
     simd::add_rows,
     tape::{Flow, LayerWeights, Tape, give, take},
@@ -23,8 +24,8 @@ pub(crate) fn forward(
     tape: &mut Tape,
 ) -> Result<Flow, CpuError> {
     let (input_len, len) = (conv.input_len(), conv.output_len());
-    let mut output = vec![0.0; batch * len];
-    let mut before = vec![0.0; if conv.activation.needs_input() { batch * len } else { 0 }];
+    let mut output = Floats::any(batch * len);
+    let mut before = Floats::any(if conv.activation.needs_input() { batch * len } else { 0 });
     let mut winners = vec![0; if conv.pool > 1 { batch * len } else { 0 }];
     let view = input.values.view();
     let weighted = layer.weighted();
@@ -51,7 +52,7 @@ pub(crate) fn forward(
             }
             return Ok(());
         }
-        let mut input_gradient = vec![0.0; if input.node.is_some() { batch * input_len } else { 0 }];
+        let mut input_gradient = Floats::any(if input.node.is_some() { batch * input_len } else { 0 });
         let saved = Saved { output: &output, before: &before, winners: &winners };
         let partials = backward(&conv, &layer, &input, &saved, gradient, &mut input_gradient);
         if let Some(input_node) = &input.node {
@@ -59,10 +60,10 @@ pub(crate) fn forward(
         }
         let biases: Vec<&[f32]> = partials.iter().map(|partial| partial.bias.as_slice()).collect();
         sum_in_order(&biases, grads.get_or_alloc_mut(&layer.bias_tensor)?);
-        let weights: Vec<&[f32]> = partials.iter().map(|partial| partial.weights.as_slice()).collect();
+        let weights: Vec<&[f32]> = partials.iter().map(|partial| &*partial.weights).collect();
         let out = grads.get_or_alloc_mut(&layer.weights_tensor)?;
         if conv.gradient_is_by_filter() {
-            let mut summed = vec![0.0; conv.partial_len()];
+            let mut summed = Floats::zeros(conv.partial_len());
             sum_in_order(&weights, &mut summed);
             conv.weights_gradient(&summed, out);
         } else {
@@ -86,7 +87,7 @@ fn backward(
     layer: &LayerWeights,
     input: &Flow,
     saved: &Saved<'_>,
-    mut gradient: Vec<f32>,
+    mut gradient: Floats,
     input_gradient: &mut [f32],
 ) -> Vec<Partial> {
     let (input_len, len) = (conv.input_len(), conv.output_len());
@@ -116,7 +117,7 @@ fn backward(
 }
 
 /// The bias's gradient alone, of a layer that pools nothing; `kept` is what its activation asks for.
-fn bias_gradient(conv: &Conv, kept: &[f32], mut gradient: Vec<f32>, out: &mut [f32]) {
+fn bias_gradient(conv: &Conv, kept: &[f32], mut gradient: Floats, out: &mut [f32]) {
     let size = CHUNK * conv.output_len();
     let sums_of = |(gradient, kept): (&mut [f32], &[f32])| {
         conv.activation.backward(kept, gradient);

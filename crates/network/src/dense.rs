@@ -10,6 +10,7 @@ use crate::{
     conv::{Conv, Results, Weighted},
     layer::{Activation, Padding},
     matmul::{Matrix, multiply},
+    recycle::Floats,
     scratch::Aligned,
     simd::add_rows,
     tape::{Flow, LayerWeights, Tape, give, take},
@@ -60,8 +61,8 @@ impl Dense {
     ) -> Result<Flow, CpuError> {
         let (inputs, units) = (self.inputs, self.units);
         let values = input.values.to_floats(1);
-        let mut output = vec![0.0; batch * units];
-        let mut before = vec![0.0; if self.activation.needs_input() { batch * units } else { 0 }];
+        let mut output = Floats::any(batch * units);
+        let mut before = Floats::any(if self.activation.needs_input() { batch * units } else { 0 });
         let mut befores: Vec<&mut [f32]> = before.chunks_mut(ROWS * units).collect();
         befores.resize_with(batch.div_ceil(ROWS), Default::default);
         let blocks = values.par_chunks(ROWS * inputs).zip(output.par_chunks_mut(ROWS * units)).zip(befores);
@@ -96,10 +97,10 @@ impl Dense {
     }
 
     /// `gradient weightsᵀ`: each thread takes some examples.
-    fn input_gradient(&self, weights: &[f32], gradient: &[f32]) -> Vec<f32> {
+    fn input_gradient(&self, weights: &[f32], gradient: &[f32]) -> Floats {
         let batch = gradient.len() / self.units;
         let weights = Matrix::rows(weights, self.inputs, self.units, self.units).transposed();
-        let mut out = vec![0.0; batch * self.inputs];
+        let mut out = Floats::any(batch * self.inputs);
         out.par_chunks_mut(ROWS * self.inputs).zip(gradient.par_chunks(ROWS * self.units)).for_each(|(out, gradient)| {
             multiply(out, Matrix::rows(gradient, gradient.len() / self.units, self.units, self.units), weights, false);
         });

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use dfdx::tensor::{Cpu, CpuError, Tape as _};
 use rayon::prelude::*;
 
-use crate::tape::{Flow, Tape, give, take};
+use crate::{
+    recycle::Floats,
+    tape::{Flow, Tape, give, take},
+};
 
 /// Values that one thread masks.
 const RANGE: usize = 16_384;
@@ -49,7 +52,7 @@ impl Dropout {
     /// Masks a batch and records the backward pass, which draws the same mask again in place of keeping it.
     pub(crate) fn forward_op(&self, seed: u64, step: u64, input: &Flow, device: &Cpu, tape: &mut Tape) -> Result<Flow, CpuError> {
         let (dropout, key) = (*self, self.key(seed, step));
-        let mut values = input.values.to_floats(self.channels).to_vec();
+        let mut values = Floats::clone(&input.values.to_floats(self.channels));
         self.mask(key, &mut values);
         let len = values.len();
         let (flow, node) = Flow::new(Arc::new(values), device)?;

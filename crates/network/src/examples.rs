@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use crate::error::NetworkError;
+use crate::{error::NetworkError, recycle::Floats};
 
 /// How raw pixel bytes become numbers: `byte * scale[c] + shift[c]` for channel `c`.
 #[derive(Clone, Debug, PartialEq)]
@@ -84,7 +84,7 @@ impl<'a> Input<'a> {
     pub(crate) fn to_values(self) -> Values {
         match self {
             Input::Pixels { bytes, normalisation } => Values::Pixels { bytes: bytes.into(), normalisation: normalisation.clone().into() },
-            Input::Floats(values) => Values::Floats(Arc::new(values.to_vec())),
+            Input::Floats(values) => Values::Floats(Arc::new(values.to_vec().into())),
         }
     }
 }
@@ -93,7 +93,7 @@ impl<'a> Input<'a> {
 #[derive(Clone)]
 pub(crate) enum Values {
     Pixels { bytes: Arc<[u8]>, normalisation: Arc<Normalisation> },
-    Floats(Arc<Vec<f32>>),
+    Floats(Arc<Floats>),
 }
 
 impl Values {
@@ -105,11 +105,11 @@ impl Values {
     }
 
     /// The numbers themselves, converted if they are pixels (for a first layer that is no convolution).
-    pub(crate) fn to_floats(&self, channels: usize) -> Arc<Vec<f32>> {
+    pub(crate) fn to_floats(&self, channels: usize) -> Arc<Floats> {
         match self {
             Values::Floats(values) => values.clone(),
             Values::Pixels { bytes, .. } => {
-                let mut out = vec![0.0; bytes.len()];
+                let mut out = Floats::any(bytes.len());
                 self.view().write(channels, &mut out);
                 Arc::new(out)
             }

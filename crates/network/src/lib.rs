@@ -80,6 +80,7 @@ mod plan;
 mod pool;
 #[cfg(any(test, feature = "cuda"))]
 mod portable;
+mod recycle;
 mod residual;
 mod scratch;
 mod simd;

@@ -1,12 +1,11 @@
 //! Softmax and cross-entropy in one operation.
 
-use std::sync::Arc;
-
 use dfdx::tensor::{Cpu, CpuError, PutTape, Tape as _, Tensor, TensorFromVec};
 
 use crate::{
     error::NetworkError,
     examples::Values,
+    recycle::Floats,
     tape::{Flow, Tape, give},
 };
 
@@ -126,8 +125,7 @@ pub(crate) fn forward_op(
     mut tape: Tape,
 ) -> Result<(Loss, StepReport), CpuError> {
     let Values::Floats(values) = &logits.values else { return Err(CpuError::WrongNumElements) };
-    let values: &Arc<Vec<f32>> = values;
-    let mut gradient = vec![0.0; values.len()];
+    let mut gradient = Floats::any(values.len());
     let report = cross_entropy(values, labels, options, Some(&mut gradient));
     let loss = device.try_tensor_from_vec(vec![report.loss], ())?;
     let (upstream, node) = (loss.clone(), logits.node.clone());

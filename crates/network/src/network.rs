@@ -19,6 +19,7 @@ use crate::{
     loss::{self, LossOptions, StepReport},
     optimiser::Optimiser,
     plan::{self, Block, Learns, Placed, Role, Start, WeightSpec},
+    recycle,
     scratch::Aligned,
     tape::{Flow, LayerWeights, Tape, Vector},
     weights::{TensorData, read_tensors, write_tensors},
@@ -269,6 +270,7 @@ impl Network {
         }
         optimiser.update(self, gradients)?;
         self.parameters.iter_mut().for_each(Parameter::refresh);
+        recycle::end_step();
         Ok(total)
     }
 

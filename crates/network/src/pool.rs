@@ -9,6 +9,7 @@ use crate::{
     architecture::windows,
     layer::PoolKind,
     partition::CHUNK,
+    recycle::Floats,
     tape::{Flow, Tape, give, take},
 };
 
@@ -121,7 +122,7 @@ impl Pool {
     pub(crate) fn forward_op(&self, input: &Flow, batch: usize, device: &Cpu, tape: &mut Tape) -> Result<Flow, CpuError> {
         let (input_len, len) = (self.input_len(), self.output_len());
         let values = input.values.to_floats(self.channels);
-        let mut output = vec![0.0; batch * len];
+        let mut output = Floats::any(batch * len);
         let mut winners = vec![0u8; if self.kind == PoolKind::Maximum { batch * len } else { 0 }];
         let mut winner_chunks: Vec<&mut [u8]> = winners.chunks_mut(CHUNK * len).collect();
         winner_chunks.resize_with(batch.div_ceil(CHUNK), Default::default);
@@ -133,7 +134,7 @@ impl Pool {
         let pool = self.clone();
         tape.add_backward_op(move |grads| {
             let gradient = take(grads, &node, batch * len)?;
-            let mut out = vec![0.0; batch * input_len];
+            let mut out = Floats::zeros(batch * input_len);
             let mut winner_chunks: Vec<&[u8]> = winners.chunks(CHUNK * len).collect();
             winner_chunks.resize_with(batch.div_ceil(CHUNK), Default::default);
             let chunks = gradient.par_chunks(CHUNK * len).zip(out.par_chunks_mut(CHUNK * input_len)).zip(winner_chunks);

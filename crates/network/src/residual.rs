@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use crate::{
     layer::Activation,
     plan::Placed,
+    recycle::Floats,
     simd::add,
     tape::{Flow, Tape, give, take},
 };
@@ -39,9 +40,9 @@ impl Residual {
         let activation = self.activation;
         // Both are numbers: no block begins with the examples' bytes.
         let (one, two) = (branch.values.to_floats(1), other.values.to_floats(1));
-        let mut output = one.to_vec();
+        let mut output = Floats::clone(&one);
         output.par_chunks_mut(RANGE).zip(two.par_chunks(RANGE)).for_each(|(output, other)| add(other, output));
-        let before = if activation.needs_input() { output.clone() } else { Vec::new() };
+        let before = if activation.needs_input() { output.clone() } else { Floats::default() };
         output.par_chunks_mut(RANGE).for_each(|output| activation.apply(output));
 
         let output = Arc::new(output);

@@ -4,11 +4,11 @@
 //! *node*: an empty dfdx tensor whose identity is the key of its gradient on the tape. The layer that reads a flow gives its
 //! gradient to the node; the layer that made the flow takes it from there. Weights and the loss are real dfdx tensors.
 
-use std::sync::Arc;
+use std::{mem, sync::Arc};
 
 use dfdx::tensor::{Cpu, CpuError, Gradients, OwnedTape, Tensor, TensorFromVec};
 
-use crate::{conv::Weighted, examples::Values, partition::sum_in_order, scratch::Aligned};
+use crate::{conv::Weighted, examples::Values, partition::sum_in_order, recycle::Floats, scratch::Aligned};
 
 /// A dfdx tensor of one axis: the weights of a layer, or the node of a flow.
 pub(crate) type Vector = Tensor<(usize,), f32, Cpu>;
@@ -24,23 +24,23 @@ pub(crate) struct Flow {
 }
 
 impl Flow {
-    pub(crate) fn new(values: Arc<Vec<f32>>, device: &Cpu) -> Result<(Self, Vector), CpuError> {
+    pub(crate) fn new(values: Arc<Floats>, device: &Cpu) -> Result<(Self, Vector), CpuError> {
         let node = device.try_tensor_from_vec(Vec::new(), (0,))?;
         Ok((Flow { values: Values::Floats(values), node: Some(node.clone()) }, node))
     }
 }
 
 /// Takes the gradient of a flow off the tape; `len` zeros if the loss does not depend on it.
-pub(crate) fn take(grads: &mut Grads, node: &Vector, len: usize) -> Result<Vec<f32>, CpuError> {
-    let gradient = std::mem::take(&mut **grads.get_or_alloc_mut(node)?);
-    Ok(if gradient.is_empty() { vec![0.0; len] } else { gradient })
+pub(crate) fn take(grads: &mut Grads, node: &Vector, len: usize) -> Result<Floats, CpuError> {
+    let gradient = mem::take(&mut **grads.get_or_alloc_mut(node)?);
+    Ok(if gradient.is_empty() { Floats::zeros(len) } else { gradient.into() })
 }
 
 /// Puts the gradient of a flow on the tape; where two layers read the flow, the second adds to what the first gave.
-pub(crate) fn give(grads: &mut Grads, node: &Vector, gradient: Vec<f32>) -> Result<(), CpuError> {
+pub(crate) fn give(grads: &mut Grads, node: &Vector, gradient: Floats) -> Result<(), CpuError> {
     let given = &mut **grads.get_or_alloc_mut(node)?;
     if given.is_empty() {
-        *given = gradient;
+        *given = gradient.into_vec();
     } else {
         sum_in_order(&[&gradient], given);
     }
