@@ -290,7 +290,7 @@ impl Conv {
     /// The weights in the order that the path to the input's gradient reads, if it is another one.
     pub(crate) fn reordered_weights(&self, weights: &[f32]) -> Aligned {
         match self.backward_path() {
-            BackwardPath::NonZeros => self.weights_by_filter(weights),
+            BackwardPath::NonZeros => sparse::reordered_weights(self, weights),
             _ if self.input_is_convolution() => {
                 let turned = self.turned_weights(weights);
                 if self.turned().is_minimal() {
@@ -312,14 +312,14 @@ impl Conv {
         }
     }
 
-    /// Whether [`Partial::weights`] is `[filters, rows, row_pitch]` in place of `[patch, filters]`.
+    /// Whether [`Partial::weights`] is in the order of [`sparse`] in place of `[patch, filters]`.
     pub(crate) fn gradient_is_by_filter(&self) -> bool {
         self.backward_path() == BackwardPath::NonZeros
     }
 
     /// Values of [`Partial::weights`].
     pub(crate) fn partial_len(&self) -> usize {
-        if self.gradient_is_by_filter() { self.filters * self.rows * self.row_pitch() } else { self.weights_len() }
+        if self.gradient_is_by_filter() { sparse::partial_len(self) } else { self.weights_len() }
     }
 
     pub(crate) fn empty_partial(&self) -> Partial {
@@ -737,11 +737,6 @@ impl Conv {
         if !self.gradient_is_by_filter() {
             return out.copy_from_slice(summed);
         }
-        let (row, pitch) = (self.columns * self.channels, self.row_pitch());
-        for (filter, by_row) in summed.chunks_exact(self.rows * pitch).enumerate() {
-            for k in 0..self.patch() {
-                out[k * self.filters + filter] = by_row[k / row * pitch + k % row];
-            }
-        }
+        sparse::weights_gradient(self, summed, out);
     }
 }

@@ -647,7 +647,7 @@ fn each_instruction_set_agrees_with_plain_loops() {
     for level in lesser {
         let mut tests = std::process::Command::new(std::env::current_exe().unwrap());
         let output = tests
-            .args(["reference::", "winograd::", "depthwise::", "--skip=portable::", "--test-threads=2"])
+            .args(["reference::", "winograd::", "depthwise::", "sparse::", "--skip=portable::", "--test-threads=2"])
             .env("EPISTEME_SIMD", level)
             .output()
             .unwrap();
