@@ -212,7 +212,7 @@ impl Classifier {
 
 impl Stage for Classifier {
     const USES: &'static str = "learn.classifier";
-    const VERSION: u32 = 6;
+    const VERSION: u32 = 7;
     const SUMMARY: &'static str = "Train a network to tell classes apart";
     const GIVES: Kind = Kind::Model;
 
