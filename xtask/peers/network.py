@@ -68,6 +68,8 @@ def layer(text, shape):
         module = nn.Conv2d(c, filters, (rows, columns), stride=stride, padding=padding, dilation=dilation, groups=groups)
     elif kind == "pool":
         module = nn.MaxPool2d(int(words[0]))
+    elif kind == "globalmaxpool":
+        module = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten())
     elif kind == "globalpool":
         module = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     elif kind == "batchnorm":

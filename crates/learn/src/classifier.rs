@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::augment::Augmentation;
 use crate::examples::Examples;
 use crate::model::Model;
+use crate::progressive::{self, Smaller};
 use crate::schedule::Schedule;
 use crate::training;
 
@@ -48,6 +49,11 @@ pub struct Classifier {
     /// How train images are varied: `{ flip = "alternating", crop = 2, cutout = 8 }`.
     #[serde(default, skip_serializing_if = "Augmentation::is_off")]
     pub augment: Augmentation,
+    /// The first epochs learn from smaller images (progressive resizing; Howard 2018, <https://www.fast.ai/posts/2018-04-30-dawnbench-fastai.html>),
+    /// which takes less time: `[{ epochs = 4, size = [20, 20] }, { epochs = 2, size = [24, 24] }]`. The layers must fit any size: `globalpool` or
+    /// `globalmaxpool` before the first `dense`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub progressive: Vec<Smaller>,
     /// Scales gradients down whose norm is greater.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip_norm: Option<f64>,
@@ -203,6 +209,7 @@ impl Classifier {
         needs(self.checkpoint.steps != Some(0), "checkpoint.steps", "`steps` must be at least 1");
         needs((0.0..1e6).contains(&self.checkpoint.minutes), "checkpoint.minutes", "`minutes` must be 0 or above");
         problems.extend(self.augment.check());
+        problems.extend(progressive::check(&self.progressive, self.epochs));
         if let Err(error) = self.optimiser.check() {
             problems.push(ConfigProblem::at("optimiser", error.to_string()));
         }
@@ -228,6 +235,10 @@ impl Stage for Classifier {
                 let place = problem.place.map_or_else(|| "layers".to_owned(), |place| format!("layers.{place}"));
                 problems.push(ConfigProblem::at(&place, problem.message));
             }
+            if architecture.check().is_ok() {
+                let found = progressive::problems(&self.progressive, &architecture);
+                problems.extend(found.into_iter().map(|message| ConfigProblem::at("progressive", message)));
+            }
         }
         problems
     }
@@ -249,6 +260,9 @@ impl Stage for Classifier {
         }
         let architecture = Architecture { input: examples.shape(), layers: self.layers.clone() };
         self.check_classes(&architecture, &examples)?;
+        if let Some(problem) = progressive::problems(&self.progressive, &architecture).first() {
+            return Err(StageError::new(problem).help("change `progressive`"));
+        }
         let loss = LossOptions { class_weights: self.weights(&examples), label_smoothing: self.label_smoothing };
         let trained = training::train(self, &architecture, &examples, &loss, context)?;
         let model = Model::new(self, &examples, trained);

@@ -8,6 +8,7 @@ use artifact::StageError;
 use dataset::{DATA_FILE, Images, Split, table};
 use network::{Batch, Input, Normalisation, Shape};
 use transform::Fitted;
+use transform::view::{Size, shrink};
 
 use crate::augment::Augmentation;
 
@@ -42,6 +43,23 @@ pub struct Look<'a> {
     pub seed: u64,
     /// From 1.
     pub epoch: u32,
+    /// Height and width that they are made smaller to.
+    pub smaller: Option<[usize; 2]>,
+}
+
+impl Look<'_> {
+    /// Writes an image as it shall look; `whole` is for what it looks like before it is made smaller.
+    fn write(&self, pixels: &[u8], size: Size, fill: &[u8], row: usize, whole: &mut Vec<u8>, out: &mut [u8]) {
+        let apply = |out: &mut [u8]| self.augmentation.apply(pixels, size, fill, (self.seed, self.epoch, row), out);
+        match self.smaller {
+            None => apply(out),
+            Some([height, width]) => {
+                whole.resize(pixels.len(), 0);
+                apply(whole);
+                shrink(whole, size, (height, width), out);
+            }
+        }
+    }
 }
 
 /// Where a batch is gathered; kept from batch to batch.
@@ -49,6 +67,8 @@ pub struct Look<'a> {
 pub struct Gathered {
     bytes: Vec<u8>,
     floats: Vec<f32>,
+    /// An image before it is made smaller.
+    whole: Vec<u8>,
     /// The class of each gathered example.
     pub labels: Vec<u32>,
 }
@@ -140,22 +160,25 @@ impl Examples {
     pub fn gather(&self, rows: &[usize], look: Option<&Look<'_>>, into: &mut Gathered) {
         into.labels.clear();
         into.labels.extend(rows.iter().map(|row| self.labels[*row]));
-        let size = self.shape.len();
         match &self.values {
             Values::Pixels { images, fill, .. } => {
-                into.bytes.resize(rows.len() * size, 0);
                 let shape = images.shape();
+                let [height, width] = look.and_then(|look| look.smaller).unwrap_or([shape.height, shape.width]);
+                let size = height * width * shape.channels;
                 let shape = (shape.height, shape.width, shape.channels);
-                let look = look.filter(|look| !look.augmentation.is_off());
-                into.bytes.chunks_exact_mut(size).zip(rows).for_each(|(out, row)| match (images.pixels(*row), look) {
-                    (Some(pixels), Some(look)) => look.augmentation.apply(pixels, shape, fill, (look.seed, look.epoch, *row), out),
-                    (Some(pixels), None) => out.copy_from_slice(pixels),
-                    // A processed dataset holds no corrupt image; were there one, its place would be black.
-                    (None, _) => out.fill(0),
-                });
+                into.bytes.resize(rows.len() * size, 0);
+                for (out, row) in into.bytes.chunks_exact_mut(size).zip(rows) {
+                    match (images.pixels(*row), look) {
+                        (Some(pixels), Some(look)) => look.write(pixels, shape, fill, *row, &mut into.whole, out),
+                        (Some(pixels), None) => out.copy_from_slice(pixels),
+                        // A processed dataset holds no corrupt image; were there one, its place would be black.
+                        (None, _) => out.fill(0),
+                    }
+                }
             }
             Values::Floats(values) => {
                 into.floats.clear();
+                let size = self.shape.len();
                 rows.iter().for_each(|row| into.floats.extend_from_slice(&values[row * size..(row + 1) * size]));
             }
         }

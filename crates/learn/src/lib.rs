@@ -12,6 +12,7 @@ mod classifier;
 mod examples;
 mod loader;
 mod model;
+mod progressive;
 mod schedule;
 mod training;
 
@@ -20,6 +21,7 @@ use artifact::StageType;
 pub use augment::{Augmentation, Flip};
 pub use classifier::{Checkpoint, ClassWeights, Classifier, EarlyStopping, Keep, Watch};
 pub use model::{Epoch, MODEL_FILE, Model, WEIGHTS_FILE};
+pub use progressive::Smaller;
 pub use schedule::Schedule;
 
 /// The stages of this crate.

@@ -15,6 +15,7 @@ use crate::classifier::{Classifier, Keep, Watch};
 use crate::examples::{Examples, Gathered, Look};
 use crate::loader;
 use crate::model::{Epoch, Measured};
+use crate::progressive;
 
 /// Examples judged at once; has no bearing on the result.
 const EVALUATION_BATCH: usize = 512;
@@ -147,12 +148,15 @@ impl<'a> Training<'a> {
     fn one_epoch(&mut self) -> Result<Measured, StageError> {
         let (config, epoch) = (self.config, self.epoch());
         self.state.network.begin_epoch(epoch);
+        let smaller = progressive::size_in(&config.progressive, epoch);
+        self.state.network.resize(progressive::shape_of(self.examples.shape(), smaller)).map_err(failed)?;
         let mut rows = self.examples.train().to_vec();
         rows.shuffle(&mut Pcg64::seed_from_u64(config.seed().wrapping_add(u64::from(epoch).wrapping_mul(0x9E37_79B9_7F4A_7C15))));
-        let progress = self.context.progress(format!("epoch {epoch} of {}", config.epochs), Some(rows.len() as u64), "examples");
+        let size = smaller.map_or(String::new(), |[height, width]| format!(" at {height}x{width}"));
+        let progress = self.context.progress(format!("epoch {epoch} of {}{size}", config.epochs), Some(rows.len() as u64), "examples");
         let steps = rows.len().div_ceil(config.batch);
         let all_steps = (steps * config.epochs as usize) as f64;
-        let look = Look { augmentation: &config.augment, seed: config.seed(), epoch };
+        let look = Look { augmentation: &config.augment, seed: config.seed(), epoch, smaller };
         let first = self.state.standing.steps;
         progress.add((first * config.batch).min(rows.len()) as u64);
         let in_parts = |batch: &[usize]| batch.chunks(batch.len().div_ceil(config.accumulate)).map(<[usize]>::to_vec).collect::<Vec<_>>();
@@ -177,6 +181,7 @@ impl<'a> Training<'a> {
             progress.add(examples as u64);
             self.checkpoint_if_due()
         })?;
+        self.state.network.resize(self.examples.shape()).map_err(failed)?;
         self.waited += waited;
         self.learnt += clock.elapsed();
         let standing = &mut self.state.standing;

@@ -125,6 +125,40 @@ fn a_whitening_layer_is_fitted_to_the_train_split_and_does_not_learn() {
 }
 
 #[test]
+fn the_first_epochs_may_learn_from_smaller_images_and_the_model_judges_whole_ones() {
+    let dir = tempfile::tempdir().expect("a folder");
+    processed(dir.path(), 5);
+    let layers = ["conv 4 3x3 same relu", "conv 4 3x3 same relu", "globalmaxpool", "dense 2"];
+    let learn = |name: &str, progressive: serde_json::Value| {
+        let more = serde_json::json!({ "epochs": 6, "layers": layers, "progressive": progressive, "augment": { "crop": 1 } });
+        let (outcome, _) = run(dir.path(), &dir.path().join(name), more);
+        (outcome.expect("it learns").metrics["validation.accuracy"], files(&dir.path().join(name)))
+    };
+    let parts = serde_json::json!([{ "epochs": 1, "size": [3, 4] }, { "epochs": 2, "size": [5, 5] }]);
+    let (accuracy, model) = learn("model", parts.clone());
+    assert!(accuracy > 0.9, "{accuracy}");
+    let declared: serde_json::Value = serde_json::from_slice(&model["model.json"]).expect("JSON");
+    assert_eq!(declared["architecture"]["input"]["image"]["height"], 6);
+    assert_eq!(learn("again", parts).1, model);
+    assert_ne!(learn("whole", serde_json::json!([])).1["weights.safetensors"], model["weights.safetensors"]);
+}
+
+#[test]
+fn smaller_images_that_the_layers_do_not_fit_are_named_before_anything_runs() {
+    let problems = |image: Option<[usize; 3]>, size: [usize; 2], epochs: u32| {
+        let config = config(serde_json::json!({ "image": image, "progressive": [{ "epochs": epochs, "size": size }] }));
+        config.check().into_iter().map(|problem| format!("{}: {}", problem.path.join("."), problem.message)).collect::<Vec<_>>()
+    };
+    assert!(problems(Some([6, 6, 1]), [5, 5], 2)[0].contains("progressive: with images of 5x5"));
+    assert!(problems(None, [5, 5], 3)[0].contains("progressive: the last epoch must learn from whole images"));
+    let dir = tempfile::tempdir().expect("a folder");
+    processed(dir.path(), 5);
+    let more = serde_json::json!({ "progressive": [{ "epochs": 1, "size": [5, 5] }] });
+    let error = run(dir.path(), &dir.path().join("model"), more).0.expect_err("a dense layer does not fit");
+    assert!(error.message.contains("layer 3 `dense 2`: it has weights of its own"), "{error}");
+}
+
+#[test]
 fn a_shape_that_the_data_does_not_have_is_named() {
     let dir = tempfile::tempdir().expect("a folder");
     processed(dir.path(), 5);

@@ -170,7 +170,8 @@ pub enum PoolKind {
 /// | `depthwise 3x3 same relu` | one filter a channel, which sees that channel only |
 /// | `conv1d 32 5 causal relu`, `depthwise1d 5` | along a series: an image of one row |
 /// | `pool 2`, `pool 3 stride 2` | maximum over windows; the stride is the window unless said |
-/// | `avgpool 2`, `globalpool` | mean over windows; mean over the whole image |
+/// | `avgpool 2` | mean over windows |
+/// | `globalpool`, `globalmaxpool` | mean of each channel over the whole image, of any size; maximum, over one of at most 15 × 15 |
 /// | `pool1d 2`, `avgpool1d 2` | the same along a series |
 /// | `series 128x6` | takes 768 features as 128 steps of 6 channels, step after step |
 /// | `dense 64 relu` | fully connected; flattens an image that reaches it |
@@ -187,8 +188,8 @@ pub enum LayerSpec {
     Conv(Convolution),
     /// `pool`, `avgpool`, `pool1d`, `avgpool1d`.
     Pool(Pooling),
-    /// The mean of each channel over the whole image.
-    GlobalPool,
+    /// `globalpool`, `globalmaxpool`: of each channel over the whole image.
+    GlobalPool(PoolKind),
     /// Takes a list of features as a series, an image of one row: `[1, steps, channels]`. Nothing is computed.
     Series {
         /// Steps in time.

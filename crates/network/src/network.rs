@@ -9,9 +9,10 @@ use dfdx::{
 
 use crate::{
     accelerator::{Accelerator, Lesson, State},
-    architecture::{Architecture, ArchitectureReport, Place},
+    architecture::{Architecture, ArchitectureReport, Place, Shape},
     batchnorm::Running,
     conv_op,
+    device::Device,
     error::NetworkError,
     examples::Input,
     inference::Step,
@@ -202,6 +203,28 @@ impl Network {
             _ => None,
         };
         plan::leaves(&self.blocks).into_iter().filter_map(describe).collect()
+    }
+
+    /// Takes examples of this shape from now on, with the weights that it has: kernels look at a window, whatever size the image is of.
+    ///
+    /// # Errors
+    ///
+    /// Where a layer does not fit such an example, or has weights of its own for each place in it; nothing has changed then. And where a GPU
+    /// that computes for it cannot go on so.
+    pub fn resize(&mut self, input: Shape) -> Result<(), NetworkError> {
+        if input == self.architecture.input {
+            return Ok(());
+        }
+        let architecture = self.architecture.for_input(input)?;
+        self.report = architecture.check()?;
+        self.blocks = plan::blocks(&architecture)?;
+        self.architecture = architecture;
+        self.steps.take();
+        self.parameters.iter_mut().for_each(|parameter| drop(parameter.prepared.take()));
+        if self.accelerator.is_some() {
+            self.place(Device::Cuda)?;
+        }
+        Ok(())
     }
 
     /// Tells which epoch the following steps belong to, from 1: some weights learn in the first ones only (`whiten 2x2 bias 3`).

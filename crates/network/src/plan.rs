@@ -209,7 +209,7 @@ fn block(layer: &LayerSpec, pool: usize, index: usize, input: Shape) -> Block {
     match *layer {
         LayerSpec::Conv(ref conv) => Block::Conv(Conv::of((height, width, channels), conv, pool)),
         LayerSpec::Pool(pool) => window(pool.kind, pool.sides(), pool.stride),
-        LayerSpec::GlobalPool => window(PoolKind::Mean, (height, width), 1),
+        LayerSpec::GlobalPool(kind) => window(kind, (height, width), 1),
         LayerSpec::Dense { units, activation, .. } => Block::Dense(Dense { inputs: input.len(), units, activation }),
         LayerSpec::Dropout { rate } => Block::Dropout(Dropout { rate, layer: index, channels }),
         LayerSpec::BatchNorm(BatchNormalisation { epsilon, momentum, activation, .. }) => {

@@ -130,9 +130,12 @@ fn layer(layer: &LayerSpec, input: &Images, weight: &[f64], bias: &[f64], runnin
                 }
             })
         }
-        LayerSpec::GlobalPool => input.map(1, 1, channels, |n, _, _, c| {
-            let sum: f64 = (0..height * width).map(|p| input.at(n, (p / width) as isize, (p % width) as isize, c)).sum();
-            sum / (height * width) as f64
+        LayerSpec::GlobalPool(kind) => input.map(1, 1, channels, |n, _, _, c| {
+            let values = (0..height * width).map(|p| input.at(n, (p / width) as isize, (p % width) as isize, c));
+            match kind {
+                PoolKind::Mean => values.sum::<f64>() / (height * width) as f64,
+                PoolKind::Maximum => values.fold(f64::NEG_INFINITY, f64::max),
+            }
         }),
         LayerSpec::Dense { units, activation, .. } => {
             let inputs = height * width * channels;
@@ -294,6 +297,7 @@ fn plain_layer() -> impl Strategy<Value = String> {
         1 => (2..4usize, 1..3usize).prop_map(|(side, stride)| format!("pool {side} stride {stride}")),
         1 => (2..4usize, 1..3usize).prop_map(|(side, stride)| format!("avgpool {side} stride {stride}")),
         1 => Just("globalpool".to_owned()),
+        1 => Just("globalmaxpool".to_owned()),
         1 => activation().prop_map(|activation| format!("batchnorm{activation}")),
         1 => (1..20usize, activation()).prop_map(|(units, activation)| format!("dense {units}{activation}")),
     ]

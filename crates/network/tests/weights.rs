@@ -53,6 +53,37 @@ fn a_file_has_the_documented_names_and_layouts_and_gives_the_network_back() {
 }
 
 #[test]
+fn a_resized_network_computes_as_one_of_that_size_with_its_weights_and_so_does_it_back() {
+    let of_side = |side| Architecture {
+        input: Shape::Image { height: side, width: side, channels: 2 },
+        ..net(&["conv 20 3x3 same", "pool 2", "batchnorm gelu", "conv 20 3x3 same relu", "globalmaxpool", "dense 3"])
+    };
+    let (large, small) = (of_side(12), of_side(6));
+    let mut network = Network::new(&large, 7).unwrap();
+    let images = input(4 * 6);
+    let (whole, smaller) = (Input::Floats(&images), Input::Floats(&images[..6 * IMAGE]));
+    let before = network.logits(whole).unwrap();
+    network.resize(small.input).unwrap();
+    assert_eq!(network.architecture(), &small);
+    let mut other = Network::from_safetensors(&small, 7, &network.to_safetensors().unwrap()).unwrap();
+    assert_eq!(network.logits(smaller).unwrap(), other.logits(smaller).unwrap());
+    network.resize(large.input).unwrap();
+    assert_eq!(network.logits(whole).unwrap(), before);
+    network.resize(small.input).unwrap();
+    train(&mut network, 2);
+    train(&mut other, 2);
+    assert_eq!(network.to_safetensors().unwrap(), other.to_safetensors().unwrap());
+}
+
+#[test]
+fn a_network_with_weights_for_each_place_is_not_resized() {
+    let mut network = Network::new(&architecture(), 7).unwrap();
+    let error = network.resize(Shape::Image { height: 8, width: 8, channels: 2 }).unwrap_err().to_string();
+    assert!(error.contains("layer 4 `dense 3`: it has weights of its own for each place of 6x6x2"), "{error}");
+    assert_eq!(network.architecture(), &architecture());
+}
+
+#[test]
 fn the_weights_of_residual_blocks_and_grouped_convolutions_are_named_by_their_place() {
     let block = r#"{"residual": ["conv 6 3x3 same groups 2", "batchnorm"], "shortcut": ["depthwise 1x1", "conv 6 1x1"]}"#;
     let mut architecture = net(&["conv 4 3x3", "dense 3"]);

@@ -1,7 +1,7 @@
 //! The check that layers fit each other: the shape of an example is followed through all of them.
 
 use super::{Architecture, ArchitectureError, ArchitectureReport, LayerReport, MAX_WINDOW, Place, Problem, Shape};
-use crate::layer::{Activation, Axes, Convolution, LayerSpec, Padding, Pooling, Residual};
+use crate::layer::{Activation, Axes, Convolution, LayerSpec, Padding, PoolKind, Pooling, Residual};
 
 /// The largest patch whose whitening is fitted: its time grows with the third power.
 const MAX_WHITENED: usize = 256;
@@ -35,6 +35,23 @@ impl Architecture {
         found.end(&self.layers, shape);
         let Found { layers, problems } = found;
         if problems.is_empty() { Ok(ArchitectureReport { input: self.input, layers }) } else { Err(ArchitectureError { problems }) }
+    }
+
+    /// The same layers for examples of another shape, with which the weights of these go on.
+    ///
+    /// # Errors
+    ///
+    /// Where a layer does not fit such an example, or has weights of its own for each place in it.
+    pub fn for_input(&self, input: Shape) -> Result<Architecture, ArchitectureError> {
+        let other = Architecture { input, layers: self.layers.clone() };
+        let (here, there) = (self.check()?, other.check()?);
+        let mut problems = Vec::new();
+        for (layer, _) in here.layers.iter().zip(&there.layers).filter(|(here, there)| here.parameters != there.parameters) {
+            let help = "put `globalpool` or `globalmaxpool` before it";
+            let reason = format!("it has weights of its own for each place of {}, and {input} has other places; {help}", self.input);
+            problems.push(Problem { place: None, message: format!("layer {} `{}`: {reason}", layer.number, layer.layer) });
+        }
+        if problems.is_empty() { Ok(other) } else { Err(ArchitectureError { problems }) }
     }
 }
 
@@ -157,7 +174,11 @@ pub(crate) fn output_shape(layer: &LayerSpec, input: Shape) -> Output {
         (LayerSpec::Conv(conv), Shape::Image { height, width, channels }) => conv_output(conv, height, width, channels),
         (LayerSpec::Pool(pool), Shape::Image { height, width, channels }) => pool_output(pool, height, width, channels),
         (LayerSpec::Whiten { kernel, .. }, Shape::Image { height, width, channels }) => whiten_output(*kernel, height, width, channels),
-        (LayerSpec::GlobalPool, Shape::Image { channels, .. }) => fits(Shape::Features(channels)),
+        (LayerSpec::GlobalPool(PoolKind::Maximum), Shape::Image { height, width, channels }) if height.max(width) > MAX_WINDOW => {
+            let most = format!("of an image of at most {MAX_WINDOW}x{MAX_WINDOW}");
+            instead(Shape::Features(channels), format!("it takes the maximum {most}, but {input} reaches it; pool before it"))
+        }
+        (LayerSpec::GlobalPool(_), Shape::Image { channels, .. }) => fits(Shape::Features(channels)),
     }
 }
 
@@ -242,7 +263,7 @@ fn costs(layer: &LayerSpec, input: Shape, output: Shape) -> (usize, u64) {
         LayerSpec::BatchNorm(ref norm) => ((1 + usize::from(norm.scale)) * input.channels(), 2 * values),
         LayerSpec::Whiten { kernel: (rows, columns), .. } => (output.channels(), 2 * (rows * columns * input.channels()) as u64 * values),
         LayerSpec::Pool(pool) => (0, (pool.sides().0 * pool.sides().1) as u64 * values),
-        LayerSpec::GlobalPool => (0, input.len() as u64),
+        LayerSpec::GlobalPool(_) => (0, input.len() as u64),
         LayerSpec::Dropout { .. } | LayerSpec::Series { .. } | LayerSpec::Residual(_) => (0, 0),
     }
 }

@@ -36,7 +36,8 @@ fn the_texts_of_the_manual_are_read() {
     assert_eq!("avgpool 2".parse(), pool(Axes::Image, PoolKind::Mean, 2, 2));
     assert_eq!("pool1d 4 stride 2".parse(), pool(Axes::Series, PoolKind::Maximum, 4, 2));
     assert_eq!("series 128x6".parse(), Ok(LayerSpec::Series { steps: 128, channels: 6 }));
-    assert_eq!("globalpool".parse(), Ok(LayerSpec::GlobalPool));
+    assert_eq!("globalpool".parse(), Ok(LayerSpec::GlobalPool(PoolKind::Mean)));
+    assert_eq!("globalmaxpool".parse(), Ok(LayerSpec::GlobalPool(PoolKind::Maximum)));
     assert_eq!("dense 10 none".parse(), Ok(LayerSpec::Dense { units: 10, zeros: false, activation: Activation::None }));
     assert_eq!("dense 10 zeros".parse(), Ok(LayerSpec::Dense { units: 10, zeros: true, activation: Activation::None }));
     assert_eq!("dropout 0.5".parse(), Ok(LayerSpec::Dropout { rate: 0.5 }));
@@ -155,7 +156,8 @@ fn layers() -> impl Strategy<Value = LayerSpec> {
     prop_oneof![
         convolutions().prop_map(LayerSpec::Conv),
         (any::<bool>(), any::<bool>(), 1..9usize, 1..9usize).prop_map(pool),
-        Just(LayerSpec::GlobalPool),
+        Just(LayerSpec::GlobalPool(PoolKind::Mean)),
+        Just(LayerSpec::GlobalPool(PoolKind::Maximum)),
         (1..999usize, 1..99usize).prop_map(|(steps, channels)| LayerSpec::Series { steps, channels }),
         (1..9999usize, any::<bool>(), activations()).prop_map(|(units, zeros, activation)| LayerSpec::Dense { units, zeros, activation }),
         (0.0..1.0f32).prop_map(|rate| LayerSpec::Dropout { rate }),

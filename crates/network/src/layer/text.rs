@@ -18,12 +18,13 @@ pub struct LayerParseError {
 }
 
 /// The words that a layer begins with.
-pub(super) const KINDS: [&str; 14] = [
+pub(super) const KINDS: [&str; 15] = [
     "conv",
     "depthwise",
     "pool",
     "avgpool",
     "globalpool",
+    "globalmaxpool",
     "dense",
     "dropout",
     "batchnorm",
@@ -41,7 +42,7 @@ const DENSE_OPTIONS: [&str; 5] = ["zeros", "relu", "gelu", "silu", "none"];
 const ACTIVATIONS: [&str; 4] = ["relu", "gelu", "silu", "none"];
 
 /// Layers that other tools name differently, and what they are called here.
-const SYNONYMS: [(&str, &str); 16] = [
+const SYNONYMS: [(&str, &str); 17] = [
     ("depthwiseconv", "depthwise"),
     ("maxpool1d", "pool1d"),
     ("dilated", "dilation"),
@@ -53,6 +54,7 @@ const SYNONYMS: [(&str, &str); 16] = [
     ("averagepool", "avgpool"),
     ("avg_pool", "avgpool"),
     ("gap", "globalpool"),
+    ("gmp", "globalmaxpool"),
     ("linear", "dense"),
     ("fc", "dense"),
     ("swish", "silu"),
@@ -200,7 +202,8 @@ impl FromStr for LayerSpec {
             "pool1d" => words.pool(kind, PoolKind::Maximum, Axes::Series)?,
             "avgpool" => words.pool(kind, PoolKind::Mean, Axes::Image)?,
             "avgpool1d" => words.pool(kind, PoolKind::Mean, Axes::Series)?,
-            "globalpool" => LayerSpec::GlobalPool,
+            "globalpool" => LayerSpec::GlobalPool(PoolKind::Mean),
+            "globalmaxpool" => LayerSpec::GlobalPool(PoolKind::Maximum),
             "series" => series(&mut words)?,
             "dense" => dense(&mut words)?,
             "dropout" => dropout(&mut words)?,
@@ -314,7 +317,8 @@ impl fmt::Display for LayerSpec {
         match self {
             LayerSpec::Conv(conv) => conv.fmt(f),
             LayerSpec::Pool(pool) => pool.fmt(f),
-            LayerSpec::GlobalPool => f.write_str("globalpool"),
+            LayerSpec::GlobalPool(PoolKind::Mean) => f.write_str("globalpool"),
+            LayerSpec::GlobalPool(PoolKind::Maximum) => f.write_str("globalmaxpool"),
             LayerSpec::Series { steps, channels } => write!(f, "series {steps}x{channels}"),
             LayerSpec::Dense { units, zeros, activation } => {
                 write!(f, "dense {units}{}{}", if *zeros { " zeros" } else { "" }, activation.suffix())
