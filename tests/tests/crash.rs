@@ -104,7 +104,9 @@ fn wait_for_checkpoints(scratch: &Scratch, count: usize, child: &mut Child) {
 #[test]
 fn a_training_that_is_killed_again_and_again_ends_with_the_same_bytes() {
     let small = SMALL.replace("epochs = 2", "epochs = 4\nbatch = 16\naverage = 0.9\naugment = { flip = \"random\", crop = 2, cutout = 4 }");
-    let small = small.replace("\"dense 10\"]", "\"dropout 0.2\", \"dense 10\"]\ncheckpoint = { steps = 1 }");
+    let sizes = "progressive = [{ epochs = 2, size = [18, 18] }]";
+    let layers = format!("\"globalmaxpool\", \"dropout 0.2\", \"dense 10\"]\ncheckpoint = {{ steps = 1 }}\n{sizes}");
+    let small = small.replace("\"dense 10\"]", &layers);
     let undisturbed = Scratch::new();
     undisturbed.write("small.toml", &small);
     let expected = undisturbed.episteme(&["run", "small.toml", "--json"]).ok().stages();
