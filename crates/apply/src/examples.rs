@@ -1,12 +1,14 @@
 //! Examples to judge: processed or raw, images or rows; f is applied where it has not been.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::Float32Type;
-use artifact::{Input, StageError};
+use artifact::{Input, StageError, collect_in_order};
 use dataset::{DATA_FILE, ImageShape, Images, Split, table};
 use network::Normalisation;
+use rayon::prelude::*;
 use transform::{Fitted, ImageTransform, TableTransform};
 
 /// Examples with what is known of them.
@@ -22,14 +24,17 @@ pub struct Examples {
 
 enum Values {
     Images { images: Images, normalisation: Normalisation },
-    Pictures { pixels: Vec<u8>, size: usize, normalisation: Normalisation },
+    Pictures { files: Vec<PathBuf>, shape: ImageShape, normalisation: Normalisation },
     Rows { values: Vec<f32>, columns: usize },
 }
 
 /// Where a batch is gathered; kept from batch to batch.
 #[derive(Default)]
 pub struct Gathered {
+    /// Of images.
     bytes: Vec<u8>,
+    /// Of a table.
+    rows: Range<usize>,
 }
 
 impl Examples {
@@ -62,7 +67,7 @@ impl Examples {
         })
     }
 
-    /// PNG and JPEG files, in the order of their paths; nothing is resized silently.
+    /// PNG and JPEG files, in the order of their paths, which are decoded when they are gathered; nothing is resized silently.
     fn of_pictures(input: &Input, transform: &ImageTransform) -> Result<Self, StageError> {
         let is_picture = |path: &Path| {
             path.extension().is_some_and(|ending| ["png", "jpg", "jpeg"].contains(&ending.to_ascii_lowercase().to_string_lossy().as_ref()))
@@ -73,13 +78,9 @@ impl Examples {
                 StageError::new("there is nothing to judge here: neither data.parquet nor PNG or JPEG files").at(input.path.display())
             );
         }
-        let mut pixels = Vec::with_capacity(files.len() * transform.shape.bytes());
-        for (_, path) in &files {
-            pixels.extend(picture(path, transform.shape)?);
-        }
         let count = files.len();
-        let ids = files.into_iter().map(|(name, _)| name).collect();
-        let values = Values::Pictures { pixels, size: transform.shape.bytes(), normalisation: normalisation(transform) };
+        let (ids, files) = files.into_iter().unzip();
+        let values = Values::Pictures { files, shape: transform.shape, normalisation: normalisation(transform) };
         Ok(Self { ids, labels: vec![None; count], splits: vec![None; count], values })
     }
 
@@ -126,11 +127,11 @@ impl Examples {
     /// Gathers these rows for the network.
     ///
     /// # Errors
-    /// When an image could not be decoded when it was stored: the error names its id.
-    pub fn gather<'a>(&'a self, rows: &[usize], into: &'a mut Gathered) -> Result<network::Input<'a>, StageError> {
+    /// When an image could not be decoded when it was stored, or a picture cannot be: the error names it.
+    pub fn gather(&self, rows: &[usize], into: &mut Gathered) -> Result<(), StageError> {
         into.bytes.clear();
         match &self.values {
-            Values::Images { images, normalisation } => {
+            Values::Images { images, .. } => {
                 for row in rows {
                     let pixels = images.pixels(*row).ok_or_else(|| {
                         StageError::new(format!("the image `{}` could not be decoded when it was stored", self.ids[*row]))
@@ -138,17 +139,24 @@ impl Examples {
                     })?;
                     into.bytes.extend_from_slice(pixels);
                 }
-                Ok(network::Input::Pixels { bytes: &into.bytes, normalisation })
             }
-            Values::Pictures { pixels, size, normalisation, .. } => {
-                rows.iter().for_each(|row| into.bytes.extend_from_slice(&pixels[row * size..(row + 1) * size]));
-                Ok(network::Input::Pixels { bytes: &into.bytes, normalisation })
+            Values::Pictures { files, shape, .. } => {
+                let pictures = collect_in_order(rows.par_iter().map(|row| picture(&files[*row], *shape)))?;
+                pictures.iter().for_each(|pixels| into.bytes.extend_from_slice(pixels));
             }
             // Rows that are judged follow each other; where they do not, the caller takes them one run at a time.
-            Values::Rows { values, columns } => {
-                let (first, last) = (rows.first().copied().unwrap_or_default(), rows.last().map_or(0, |last| last + 1));
-                Ok(network::Input::Floats(&values[first * columns..last * columns]))
+            Values::Rows { .. } => into.rows = rows.first().copied().unwrap_or_default()..rows.last().map_or(0, |last| last + 1),
+        }
+        Ok(())
+    }
+
+    /// What was gathered, as the network takes it.
+    pub fn input<'a>(&'a self, gathered: &'a Gathered) -> network::Input<'a> {
+        match &self.values {
+            Values::Images { normalisation, .. } | Values::Pictures { normalisation, .. } => {
+                network::Input::Pixels { bytes: &gathered.bytes, normalisation }
             }
+            Values::Rows { values, columns } => network::Input::Floats(&values[gathered.rows.start * columns..gathered.rows.end * columns]),
         }
     }
 

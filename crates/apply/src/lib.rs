@@ -7,6 +7,7 @@
 
 mod examples;
 mod knowledge;
+mod loader;
 mod predict;
 mod report;
 mod views;

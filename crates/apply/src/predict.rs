@@ -12,8 +12,9 @@ use network::metrics::{Metrics, argmax};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::examples::{Examples, Gathered};
+use crate::examples::Examples;
 use crate::knowledge::Knowledge;
+use crate::loader;
 use crate::views::Views;
 
 /// Judges examples with a model: id, true label where known, predicted label, confidence, and the probability of each class.
@@ -135,12 +136,12 @@ impl Predict {
 /// <https://arxiv.org/abs/1612.01474>).
 fn judge(models: &[Knowledge], examples: &Examples, rows: &[usize], views: Views, context: &RunContext) -> Result<Vec<f32>, StageError> {
     let progress = context.progress("examples", Some(rows.len() as u64), "examples");
-    let mut gathered = Gathered::default();
     let mut probabilities = Vec::with_capacity(rows.len() * models[0].classes.len());
     let follows = |before: &usize, after: &usize| !examples.in_runs() || before + 1 == *after;
-    for batch in rows.chunk_by(follows).flat_map(|run| run.chunks(BATCH)) {
+    let batches = rows.chunk_by(follows).flat_map(|run| run.chunks(BATCH));
+    loader::each_batch(examples, batches, |batch, gathered| {
         context.check_stop()?;
-        let input = examples.gather(batch, &mut gathered)?;
+        let input = examples.input(gathered);
         let mut judged = models.iter().map(|model| views.judge(&model.network, input, model.shape()));
         let mut sums = judged.next().transpose()?.unwrap_or_default();
         for one in judged {
@@ -149,7 +150,8 @@ fn judge(models: &[Knowledge], examples: &Examples, rows: &[usize], views: Views
         let share = 1.0 / models.len() as f32;
         probabilities.extend(sums.into_iter().map(|sum| share * sum));
         progress.add(batch.len() as u64);
-    }
+        Ok(())
+    })?;
     Ok(probabilities)
 }
 

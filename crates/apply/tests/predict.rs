@@ -1,4 +1,4 @@
-//! Several models judge together.
+//! What `apply.predict` gives: of several models together, of a folder of pictures.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,11 +21,15 @@ fn fitted(mean: f64) -> Fitted {
     Fitted::Images(ImageTransform { shape: SHAPE, classes, mean: vec![mean], std: vec![80.0] })
 }
 
+fn pixels(row: usize) -> Vec<u8> {
+    (0..16).map(|at| ((row * 37 + at * 61) % 256) as u8).collect()
+}
+
 fn data(dir: &Path) {
     let mut writer = ImageWriter::create(&dir.join(DATA_FILE), SHAPE).expect("it is written");
     for row in 0..20usize {
-        let pixels: Vec<u8> = (0..16).map(|at| ((row * 37 + at * 61) % 256) as u8).collect();
-        writer.push(&format!("{row:02}"), Some(["a", "b", "c"][row % 3]), Some(Split::Test), Some(&pixels)).expect("it is written");
+        let label = ["a", "b", "c"][row % 3];
+        writer.push(&format!("{row:02}"), Some(label), Some(Split::Test), Some(&pixels(row))).expect("it is written");
     }
     writer.finish().expect("it is written");
     fitted(120.0).write(dir).expect("it is written");
@@ -82,6 +86,43 @@ fn models_of_another_f_do_not_judge_together() {
     let (one, other) = (model(dir.path().join("one"), 1, 120.0), model(dir.path().join("other"), 2, 121.0));
     let error = judged(dir.path(), &[&one, &other]).expect_err("their f differ").to_string();
     assert!(error.contains("must have one f") && error.contains("other"), "{error}");
+}
+
+/// More pictures than are judged at once, of the pixels of [`data`], over and over.
+fn pictures(dir: &Path) -> Vec<PathBuf> {
+    let picture = |row: usize| {
+        let path = dir.join(format!("{row:04}.png"));
+        image::GrayImage::from_raw(4, 4, pixels(row % 20)).expect("so many pixels").save(&path).expect("it is written");
+        path
+    };
+    (0..1_100).map(picture).collect()
+}
+
+#[test]
+fn a_folder_of_pictures_is_judged_as_a_dataset_of_their_pixels() {
+    let (dir, folder) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    data(dir.path());
+    pictures(folder.path());
+    let model = model(dir.path().join("model"), 1, 120.0);
+    let expected = judged(dir.path(), &[&model]).expect("it judges");
+    let found = judged(folder.path(), &[&model]).expect("it judges");
+    assert_eq!(found.len(), 1_100 * 3);
+    assert!(found.chunks(60).all(|found| found == expected));
+}
+
+#[test]
+fn of_pictures_that_cannot_be_judged_the_first_is_named_with_the_reason() {
+    let (dir, folder) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let model = model(dir.path().join("model"), 1, 120.0);
+    let paths = pictures(folder.path());
+    fs::write(&paths[900], "no picture").expect("it is written");
+    image::GrayImage::new(5, 4).save(&paths[700]).expect("it is written");
+    let error = judged(folder.path(), &[&model]).expect_err("two of them cannot be judged").to_string();
+    assert!(error.contains("4×5") && error.contains("0700.png"), "{error}");
+    pictures(folder.path());
+    fs::write(&paths[900], "no picture").expect("it is written");
+    let error = judged(folder.path(), &[&model]).expect_err("one cannot be decoded").to_string();
+    assert!(error.contains("cannot be decoded") && error.contains("0900.png"), "{error}");
 }
 
 #[test]
