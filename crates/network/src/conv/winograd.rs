@@ -35,6 +35,10 @@ const LANES: usize = 16;
 const BYTES: usize = 512 * 1024;
 const WINDOWS: usize = 72;
 
+/// Channels whose products are summed up before those of the next: their weights for the filters of a tile, which each window reads anew, take
+/// most of a first-level cache of 32 KiB.
+const CHANNELS: usize = 192;
+
 impl Conv {
     /// Whether it is of the kind that can be computed so, and the products that are spared outweigh the transforms.
     pub(super) fn is_minimal(&self) -> bool {
@@ -394,23 +398,26 @@ for_each_vector! {
             let transformed = &transformed[point * apart(windows, conv.channels)..];
             let out = &mut out[point * apart(windows, conv.filters)..];
             for_filters!(V, conv.filters, |filter, _lanes, N| {
-                let walk = Walk {
-                    down: 0,
-                    right: from,
-                    step: 1,
-                    run: conv.channels,
-                    line: 0,
-                    rows: 1,
-                    image: 0,
-                    images: 1,
-                    vector: N * V::LANES,
-                    lanes: V::LANES,
-                };
-                let most = even(windows, single::<V, N>());
-                for first in (0..windows).step_by(most) {
-                    let out = Store { to: out[first * to + filter..].as_mut_ptr(), pitch: to };
-                    let scalars = transformed[first * from..].as_ptr();
-                    unsafe { tile::<V, N>((1, most.min(windows - first)), &walk, scalars, weights[filter * conv.channels..].as_ptr(), out) };
+                let (depth, most) = (even(conv.channels, CHANNELS), even(windows, single::<V, N>()));
+                for channel in (0..conv.channels).step_by(depth) {
+                    let walk = Walk {
+                        down: 0,
+                        right: from,
+                        step: 1,
+                        run: depth.min(conv.channels - channel),
+                        line: 0,
+                        rows: 1,
+                        image: 0,
+                        images: 1,
+                        vector: N * V::LANES,
+                        lanes: V::LANES,
+                    };
+                    let vectors = weights[filter * conv.channels + channel * N * V::LANES..].as_ptr();
+                    for first in (0..windows).step_by(most) {
+                        let out = Store { to: out[first * to + filter..].as_mut_ptr(), pitch: to, adds: channel > 0 };
+                        let scalars = transformed[first * from + channel..].as_ptr();
+                        unsafe { tile::<V, N>((1, most.min(windows - first)), &walk, scalars, vectors, out) };
+                    }
                 }
             });
         }
@@ -421,6 +428,8 @@ for_each_vector! {
 struct Store {
     to: *mut f32,
     pitch: usize,
+    /// Whether it is added to what is there.
+    adds: bool,
 }
 
 impl<V: Vector, const N: usize> Finish<V, N> for Store {
@@ -428,7 +437,14 @@ impl<V: Vector, const N: usize> Finish<V, N> for Store {
     unsafe fn finish<const ROWS: usize, const COLUMNS: usize>(self, sums: [[[V; N]; COLUMNS]; ROWS]) {
         for (column, sums) in sums[0].iter().enumerate() {
             for (n, sum) in sums.iter().enumerate() {
-                unsafe { sum.store(self.to.add(column * self.pitch + n * V::LANES)) };
+                unsafe {
+                    let to = self.to.add(column * self.pitch + n * V::LANES);
+                    if self.adds {
+                        V::load(to).add(*sum).store(to)
+                    } else {
+                        sum.store(to)
+                    };
+                }
             }
         }
     }
@@ -590,7 +606,9 @@ mod tests {
     }
 
     fn conv() -> impl Strategy<Value = Conv> {
-        let shape = (3..12usize, 3..12usize, 6..40usize, 6..40usize, any::<bool>(), 1..3usize);
+        // Rarely so many channels that their products are summed up in parts.
+        let channels = prop_oneof![9 => 6..40usize, 1 => CHANNELS + 1..2 * CHANNELS + 9];
+        let shape = (3..12usize, 3..12usize, channels, 6..40usize, any::<bool>(), 1..3usize);
         shape.prop_filter_map("not of the kind", |(height, width, channels, filters, same, pool)| {
             let padding = if same { Padding::Same } else { Padding::Valid };
             let conv = Conv::new((height, width, channels), filters, (3, 3), 1, padding, Activation::None, pool);
