@@ -7,7 +7,6 @@
 
 mod examples;
 mod knowledge;
-mod loader;
 mod predict;
 mod report;
 mod views;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arrow::array::{Float32Builder, ListBuilder, RecordBatch, StringBuilder};
 use arrow::datatypes::{DataType, Field, Schema};
 use artifact::{ConfigProblem, Doing, InputRef, Kind, Outcome, RunContext, Stage, StageError, StageName, Stages};
-use dataset::{Split, table};
+use dataset::{Split, each_ahead, table};
 use network::Device;
 use network::metrics::{Metrics, argmax};
 use schemars::JsonSchema;
@@ -14,7 +14,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::examples::Examples;
 use crate::knowledge::Knowledge;
-use crate::loader;
 use crate::views::Views;
 
 /// Judges examples with a model: id, true label where known, predicted label, confidence, and the probability of each class.
@@ -75,7 +74,7 @@ const BATCH: usize = 512;
 
 impl Stage for Predict {
     const USES: &'static str = "apply.predict";
-    const VERSION: u32 = 5;
+    const VERSION: u32 = 6;
     const SUMMARY: &'static str = "Judge examples with a model, into scored Parquet";
     const GIVES: Kind = Kind::Predictions;
 
@@ -139,19 +138,23 @@ fn judge(models: &[Knowledge], examples: &Examples, rows: &[usize], views: Views
     let mut probabilities = Vec::with_capacity(rows.len() * models[0].classes.len());
     let follows = |before: &usize, after: &usize| !examples.in_runs() || before + 1 == *after;
     let batches = rows.chunk_by(follows).flat_map(|run| run.chunks(BATCH));
-    loader::each_batch(examples, batches, |batch, gathered| {
-        context.check_stop()?;
-        let input = examples.input(gathered);
-        let mut judged = models.iter().map(|model| views.judge(&model.network, input, model.shape()));
-        let mut sums = judged.next().transpose()?.unwrap_or_default();
-        for one in judged {
-            sums.iter_mut().zip(one?).for_each(|(sum, one)| *sum += one);
-        }
-        let share = 1.0 / models.len() as f32;
-        probabilities.extend(sums.into_iter().map(|sum| share * sum));
-        progress.add(batch.len() as u64);
-        Ok(())
-    })?;
+    each_ahead(
+        batches,
+        |batch, gathered| examples.gather(batch, gathered),
+        |batch, gathered| {
+            context.check_stop()?;
+            let input = examples.input(gathered);
+            let mut judged = models.iter().map(|model| views.judge(&model.network, input, model.shape()));
+            let mut sums = judged.next().transpose()?.unwrap_or_default();
+            for one in judged {
+                sums.iter_mut().zip(one?).for_each(|(sum, one)| *sum += one);
+            }
+            let share = 1.0 / models.len() as f32;
+            probabilities.extend(sums.into_iter().map(|sum| share * sum));
+            progress.add(batch.len() as u64);
+            Ok(())
+        },
+    )?;
     Ok(probabilities)
 }
 

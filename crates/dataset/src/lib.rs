@@ -9,10 +9,12 @@
 //! | [`split`] | [`Split`]: train, validation, test |
 //! | [`writer`] | [`ImageWriter`]: an image dataset, row by row |
 //! | [`images`] | [`Images`]: an image dataset over a memory map, pixels not copied |
+//! | [`ahead`] | [`each_ahead`]: the next batch gathered beside the work on this one |
 //! | [`mapped`] | [`MappedFile`]: a file as a memory map |
 //! | [`table`] | tables as Arrow record batches, read and written |
 //! | [`profile`] | [`Profile`]: counts and statistics, what the report draws |
 
+pub mod ahead;
 pub mod images;
 pub mod mapped;
 pub mod profile;
@@ -21,6 +23,7 @@ pub mod split;
 pub mod table;
 pub mod writer;
 
+pub use ahead::each_ahead;
 pub use images::Images;
 pub use mapped::MappedFile;
 pub use profile::{ColumnProfile, ImageProfile, Profile};

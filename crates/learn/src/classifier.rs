@@ -231,13 +231,16 @@ impl Stage for Classifier {
         let mut problems = self.check_numbers();
         if let (Some(input), false) = (self.declared_shape(), self.layers.is_empty()) {
             let architecture = Architecture { input, layers: self.layers.clone() };
-            for problem in architecture.check().err().into_iter().flat_map(|error| error.problems) {
+            let problem = |problem: network::Problem| {
                 let place = problem.place.map_or_else(|| "layers".to_owned(), |place| format!("layers.{place}"));
-                problems.push(ConfigProblem::at(&place, problem.message));
-            }
-            if architecture.check().is_ok() {
-                let found = progressive::problems(&self.progressive, &architecture);
-                problems.extend(found.into_iter().map(|message| ConfigProblem::at("progressive", message)));
+                ConfigProblem::at(&place, problem.message)
+            };
+            match architecture.check() {
+                Err(error) => problems.extend(error.problems.into_iter().map(problem)),
+                Ok(_) => {
+                    let found = progressive::problems(&self.progressive, &architecture);
+                    problems.extend(found.into_iter().map(|message| ConfigProblem::at("progressive", message)));
+                }
             }
         }
         problems

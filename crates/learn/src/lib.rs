@@ -10,7 +10,6 @@ mod card;
 mod checkpoint;
 mod classifier;
 mod examples;
-mod loader;
 mod model;
 mod progressive;
 mod schedule;

@@ -52,7 +52,9 @@ pub fn problems(progressive: &[Smaller], architecture: &Architecture) -> Vec<Str
     let problem = |part: &Smaller| {
         let [rows, columns] = part.size;
         if !(1..=height).contains(&rows) || !(1..=width).contains(&columns) {
-            return Some(format!("{rows}x{columns} is not smaller than the images, which are {height}x{width}"));
+            return Some(format!(
+                "the images are {height}x{width}, and cannot be made {rows}x{columns}: at least 1x1, and no larger than they are"
+            ));
         }
         let input = shape_of(architecture.input, Some(part.size));
         architecture.for_input(input).err().map(|error| format!("with images of {rows}x{columns}, {error}"))
@@ -93,7 +95,7 @@ mod tests {
             "{flattened:?}"
         );
         assert!(found(&["conv 8 9x9", "globalpool", "dense 2"], 8)[0].contains("a 9x9 kernel does not fit the 8x8 image"));
-        assert!(found(&["globalpool", "dense 2"], 33)[0].contains("33x33 is not smaller than the images, which are 32x32"));
+        assert!(found(&["globalpool", "dense 2"], 33)[0].contains("the images are 32x32, and cannot be made 33x33"));
         assert!(problems(&[part(1, 2)], &Architecture { input: Shape::Features(4), layers: Vec::new() })[0].contains("rows of features"));
     }
 }

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use artifact::{RunContext, StageError};
+use dataset::each_ahead;
 use network::metrics::Metrics;
 use network::{Architecture, Batch, LossOptions, Network, NetworkError, Optimiser, Snapshot, StepReport};
 use rand::SeedableRng;
@@ -13,7 +14,6 @@ use rand_pcg::Pcg64;
 use crate::checkpoint::{Checkpoints, Standing, State};
 use crate::classifier::{Classifier, Keep, Watch};
 use crate::examples::{Examples, Gathered, Look};
-use crate::loader;
 use crate::model::{Epoch, Measured};
 use crate::progressive;
 
@@ -160,8 +160,13 @@ impl<'a> Training<'a> {
         let first = self.state.standing.steps;
         progress.add((first * config.batch).min(rows.len()) as u64);
         let in_parts = |batch: &[usize]| batch.chunks(batch.len().div_ceil(config.accumulate)).map(<[usize]>::to_vec).collect::<Vec<_>>();
+        let gather = |parts: &Vec<Vec<usize>>, buffers: &mut Vec<Gathered>| {
+            buffers.resize_with(parts.len(), Gathered::default);
+            parts.iter().zip(buffers).for_each(|(rows, buffer)| self.examples.gather(rows, Some(&look), buffer));
+            Ok(())
+        };
         let clock = Instant::now();
-        let waited = loader::each_batch(self.examples, rows.chunks(config.batch).skip(first).map(in_parts), &look, |parts| {
+        let waited = each_ahead(rows.chunks(config.batch).skip(first).map(in_parts), gather, |_, parts| {
             if let Err(stopped) = self.context.check_stop() {
                 // What was learnt is not lost to Ctrl-C either.
                 self.checkpoint()?;

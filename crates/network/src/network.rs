@@ -216,9 +216,8 @@ impl Network {
             return Ok(());
         }
         let architecture = self.architecture.for_input(input)?;
-        self.report = architecture.check()?;
-        self.blocks = plan::blocks(&architecture)?;
-        self.architecture = architecture;
+        let (report, blocks) = (architecture.check()?, plan::blocks(&architecture)?);
+        (self.architecture, self.report, self.blocks) = (architecture, report, blocks);
         self.steps.take();
         self.parameters.iter_mut().for_each(|parameter| drop(parameter.prepared.take()));
         if self.accelerator.is_some() {

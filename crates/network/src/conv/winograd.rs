@@ -439,11 +439,8 @@ impl<V: Vector, const N: usize> Finish<V, N> for Store {
             for (n, sum) in sums.iter().enumerate() {
                 unsafe {
                     let to = self.to.add(column * self.pitch + n * V::LANES);
-                    if self.adds {
-                        V::load(to).add(*sum).store(to)
-                    } else {
-                        sum.store(to)
-                    };
+                    let sum = if self.adds { V::load(to).add(*sum) } else { *sum };
+                    sum.store(to);
                 }
             }
         }
