@@ -1,6 +1,7 @@
-// NVIDIA's driver and cuBLAS for tests on machines without a GPU: memory is the processor's, a kernel runs as one thread, and the kernels are dfdx's
-// own sources, compiled for the processor. So the whole way from a network to a kernel's arguments is walked as on a GPU; what a GPU does with
-// them is not shown. Fresh memory is poisoned, and matrices whose sides do not fit are refused as by cuBLAS. `cargo xtask cuda test --emulated` builds it.
+// NVIDIA's driver and cuBLAS for tests on machines without a GPU: memory is the processor's, and kernels are compiled for the processor: dfdx's own
+// sources, which run as one thread, and ours, which run as the blocks and threads they are launched with (`threads.hpp`). So the whole way from a
+// network to a kernel's arguments is walked as on a GPU; how a GPU rounds, and how fast it is, is not shown. Fresh memory is poisoned, and matrices
+// whose sides do not fit are refused as by cuBLAS. `cargo xtask cuda test --emulated` builds it.
 
 #include <cmath>
 #include <cstdint>
@@ -11,6 +12,8 @@
 #include <map>
 #include <string>
 #include <utility>
+
+#include "threads.hpp"
 using std::isnan;
 using std::max;
 using std::min;
@@ -18,9 +21,6 @@ using std::signbit;
 
 // -- CUDA's language, as far as those kernels speak it --------------------------------------------------------------
 
-struct Three {
-    unsigned x, y, z;
-};
 static const Three blockIdx = {0, 0, 0}, threadIdx = {0, 0, 0}, blockDim = {1, 1, 1}, gridDim = {1, 1, 1};
 #define __device__ static
 #define __global__
@@ -68,19 +68,25 @@ static unsigned short __half_as_ushort(__half a) { return bits<unsigned short>(a
 static __half __ushort_as_half(unsigned short a) { return bits<__half>(a); }
 #define assert(holds) if (!(holds)) abort()
 
-// -- dfdx's kernels: its sources, each in a namespace --------------------------------------------------------------
+// -- kernels -------------------------------------------------------------------------------------------------------
 
-typedef std::function<void(void **)> Kernel;
+struct Kernel {
+    std::function<void(void **)> thread;
+    bool in_blocks;
+};
 static std::map<std::string, Kernel> kernels;
 
 template <typename... A, size_t... I> static void call(void (*kernel)(A...), void **arguments, std::index_sequence<I...>) {
     kernel(*(std::remove_const_t<A> *)arguments[I]...);
 }
-template <typename... A> static bool add(const char *name, void (*kernel)(A...)) {
-    kernels[name] = [kernel](void **arguments) { call(kernel, arguments, std::index_sequence_for<A...>()); };
+template <typename... A> static bool add(const char *name, void (*kernel)(A...), bool in_blocks) {
+    kernels[name] = {[kernel](void **arguments) { call(kernel, arguments, std::index_sequence_for<A...>()); }, in_blocks};
     return true;
 }
-#define KERNEL(name) static bool has_##name = add(#name, name);
+#define KERNEL(name) static bool has_##name = add(#name, name, false);
+#define OURS(name) static bool has_##name = add(#name, name, true);
+
+// dfdx's: its sources, each in a namespace.
 
 namespace badd {
 #include "binary_add.cu"
@@ -145,17 +151,39 @@ namespace gathering {
 KERNEL(gather_fwd_f32)
 }
 
+// Ours. Members of theirs are `__device__` too, so that it cannot be `static`; a namespace without a name does as well.
+#undef KERNEL
+#undef __device__
+#undef __shared__
+#define __device__
+#define __shared__ static thread_local
+namespace ours {
+namespace {
+#include "kernels.cu"
+#define PRODUCTS_OF(precision) OURS(forward_##precision) OURS(backward_input_##precision) OURS(backward_weights_##precision)
+PRODUCTS_OF(fp32) PRODUCTS_OF(tf32) PRODUCTS_OF(bf16) OURS(forward_bf16_to_fp32)
+#define LAYERS_OF(memory)                                                                                                                         \
+    OURS(add_slices_##memory) OURS(pool_##memory) OURS(pool_back_##memory) OURS(activation_back_##memory) OURS(join_##memory)                     \
+    OURS(dropout_##memory) OURS(sum_##memory) OURS(moments_##memory) OURS(norm_slopes_##memory) OURS(norm_statistics_##memory)                    \
+    OURS(norm_##memory) OURS(norm_back_##memory) OURS(loss_##memory) OURS(see_##memory) OURS(take_##memory)
+LAYERS_OF(fp32) LAYERS_OF(bf16)
+OURS(all_slices_fp32) OURS(running_inverse) OURS(to_fp32) OURS(labels_of) OURS(adam_step) OURS(sgd_step) OURS(muon_momentum) OURS(blend_with)
+OURS(sum_of_squares) OURS(normalise_to) OURS(clip_by)
+}
+}
+
 // -- the driver ----------------------------------------------------------------------------------------------------
 
-enum { OK = 0, INVALID_VALUE = 1, NOT_FOUND = 500, NOT_SUPPORTED = 801 };
+enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_FOUND = 500, NOT_SUPPORTED = 801 };
 #define DRIVER extern "C" int
+const size_t MEMORY = 1 << 30;
 
 DRIVER cuInit(unsigned) { return OK; }
 DRIVER cuDeviceGetCount(int *count) { return *count = 1, OK; }
 DRIVER cuDeviceGet(int *device, int) { return *device = 0, OK; }
 DRIVER cuDeviceGetName(char *name, int size, int) { return strncpy(name, "an emulated GPU", size), OK; }
 DRIVER cuDeviceGetAttribute(int *value, int, int) { return *value = 1, OK; }
-DRIVER cuDeviceTotalMem_v2(size_t *bytes, int) { return *bytes = 1 << 30, OK; }
+DRIVER cuDeviceTotalMem_v2(size_t *bytes, int) { return *bytes = MEMORY, OK; }
 DRIVER cuDevicePrimaryCtxRetain(void **context, int) { return *context = &kernels, OK; }
 DRIVER cuDevicePrimaryCtxRelease_v2(int) { return OK; }
 DRIVER cuCtxSetCurrent(void *) { return OK; }
@@ -172,14 +200,15 @@ DRIVER cuGetErrorName(int, const char **text) { return *text = "EMULATED", OK; }
 DRIVER cuGetErrorString(int, const char **text) { return *text = "the emulated driver refuses", OK; }
 
 DRIVER cuMemAllocAsync(void **memory, size_t bytes, void *) {
-    *memory = malloc(bytes + 1);
+    if (bytes > MEMORY) return OUT_OF_MEMORY;
+    *memory = aligned_alloc(256, bytes / 256 * 256 + 256); // As aligned as the driver's.
     memset(*memory, 0xff, bytes); // A NaN, and an index beyond all bounds.
     return OK;
 }
 DRIVER cuMemAlloc_v2(void **memory, size_t bytes) { return bytes == 0 ? INVALID_VALUE : cuMemAllocAsync(memory, bytes, 0); }
 DRIVER cuMemFreeAsync(void *memory, void *) { return free(memory), OK; }
 DRIVER cuMemFree_v2(void *memory) { return free(memory), OK; }
-DRIVER cuMemGetInfo_v2(size_t *, size_t *) { return NOT_SUPPORTED; }
+DRIVER cuMemGetInfo_v2(size_t *left, size_t *total) { return *left = *total = MEMORY, OK; }
 DRIVER cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t bytes, void *) { return memcpy(to, from, bytes), OK; }
 DRIVER cuMemcpyHtoD_v2(void *to, const void *from, size_t bytes) { return memcpy(to, from, bytes), OK; }
 DRIVER cuMemcpyDtoHAsync_v2(void *to, const void *from, size_t bytes, void *) { return memcpy(to, from, bytes), OK; }
@@ -197,12 +226,16 @@ DRIVER cuModuleLoadData(void **module, const void *) { return *module = &kernels
 DRIVER cuModuleUnload(void *) { return OK; }
 // A kernel that is not known here has a name too; launching it is refused.
 DRIVER cuModuleGetFunction(void **function, void *, const char *name) { return *function = strdup(name), OK; }
-DRIVER cuLaunchKernel(const char *name, unsigned x, unsigned, unsigned, unsigned threads, unsigned, unsigned, unsigned, void *, void **arguments,
-                      void **) {
-    auto kernel = kernels.find(name);
-    if (x == 0 || threads == 0 || threads > 1024) return INVALID_VALUE;
-    if (kernel == kernels.end()) return fprintf(stderr, "the emulated GPU has no kernel %s\n", name), NOT_FOUND;
-    return kernel->second(arguments), OK;
+DRIVER cuLaunchKernel(const char *name, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned x, unsigned y, unsigned z, unsigned shared,
+                      void *, void **arguments, void **) {
+    if (!grid_x || !grid_y || !grid_z || grid_x > INT32_MAX || grid_y > 65535 || grid_z > 65535) return INVALID_VALUE;
+    if (!x || !y || !z || x > 1024 || y > 1024 || z > 64 || x * y * z > 1024) return INVALID_VALUE;
+    auto found = kernels.find(name);
+    if (found == kernels.end()) return fprintf(stderr, "the emulated GPU has no kernel %s\n", name), NOT_FOUND;
+    const Kernel &kernel = found->second;
+    if (!kernel.in_blocks) return kernel.thread(arguments), OK;
+    if (shared > 0) return NOT_SUPPORTED; // Ours declare what they share.
+    return fibers::launch(name, {grid_x, grid_y, grid_z}, {x, y, z}, [&] { kernel.thread(arguments); }), OK;
 }
 
 // -- cuBLAS: column after column -----------------------------------------------------------------------------------

@@ -85,13 +85,16 @@ fn test(options: &Options) -> Done {
     }
     let toolkit = Toolkit::get(options.toolkit.as_deref(), &folder())?;
     let emulator = if options.is_emulated { Some(emulator::build(&folder())?) } else { None };
-    for (package, tests) in [("episteme-network", "reference::portable"), ("episteme-learn", "a_gpu_learns")] {
+    // The network by dfdx's operations, then by our kernels in each precision; and a training from end to end.
+    let tests = ["cuda", "fp32", "tf32", "bf16"].map(|device| ("episteme-network", "reference::portable", device));
+    for (package, tests, device) in tests.into_iter().chain([("episteme-learn", "a_gpu_learns", "cuda")]) {
+        println!("{package}: {tests} ({device})");
         let mut command = with(&toolkit, options);
         command.args(["test", "--release", "--package", package, "--features", "cuda", tests, "--", "--include-ignored"]);
         if let Some(emulator) = &emulator {
             command.env("LD_LIBRARY_PATH", emulator).env("EPISTEME_CUDA_LIBRARIES", emulator);
         }
-        run(command.env("EPISTEME_TEST_DEVICE", "cuda"))?;
+        run(command.env("EPISTEME_TEST_DEVICE", device))?;
     }
     Ok(())
 }

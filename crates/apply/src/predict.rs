@@ -7,8 +7,8 @@ use arrow::array::{Float32Builder, ListBuilder, RecordBatch, StringBuilder};
 use arrow::datatypes::{DataType, Field, Schema};
 use artifact::{ConfigProblem, Doing, InputRef, Kind, Outcome, RunContext, Stage, StageError, StageName, Stages};
 use dataset::{Split, each_ahead, table};
-use network::Device;
 use network::metrics::{Metrics, argmax};
+use network::{Device, Precision};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +35,9 @@ pub struct Predict {
     /// Where the network judges: `cpu`; `cuda`, an NVIDIA GPU; or `auto`, a GPU where there is one. Needs an episteme built with CUDA.
     #[serde(default, skip_serializing_if = "Device::is_cpu")]
     pub device: Device,
+    /// How a GPU takes products: `fp32`; `tf32` or `bf16`, on tensor cores, from factors of 11 or 8 significant bits. A CPU computes in fp32.
+    #[serde(default, skip_serializing_if = "Precision::is_fp32")]
+    pub precision: Precision,
 }
 
 /// Which rows are judged.
@@ -74,7 +77,7 @@ const BATCH: usize = 512;
 
 impl Stage for Predict {
     const USES: &'static str = "apply.predict";
-    const VERSION: u32 = 6;
+    const VERSION: u32 = 7;
     const SUMMARY: &'static str = "Judge examples with a model, into scored Parquet";
     const GIVES: Kind = Kind::Predictions;
 
@@ -86,13 +89,18 @@ impl Stage for Predict {
     }
 
     fn check(&self) -> Vec<ConfigProblem> {
-        self.model.check("model")
+        let mut problems = self.model.check("model");
+        if !self.precision.is_fp32() && self.device.is_cpu() {
+            let message = "`precision` is for GPUs: say `device = \"cuda\"` or `\"auto\"`, too, or leave it out";
+            problems.push(ConfigProblem::at("precision", message));
+        }
+        problems
     }
 
     fn run(&self, context: &RunContext) -> Result<Outcome, StageError> {
         let mut models = Knowledge::read_all(context.inputs("model"))?;
         for (at, model) in models.iter_mut().enumerate() {
-            let placement = model.network.place(self.device).map_err(|error| StageError::new(error.to_string()))?;
+            let placement = model.network.place(self.device, self.precision).map_err(|error| StageError::new(error.to_string()))?;
             // All are placed alike: the first one's note tells of the others, too.
             if let Some(note) = placement.note().filter(|_| at == 0) {
                 context.info(note);

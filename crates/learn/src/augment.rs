@@ -34,6 +34,15 @@ pub enum Flip {
     Alternating,
 }
 
+/// How an image is seen: what chance has decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drawn {
+    /// Moved and mirrored.
+    pub view: View,
+    /// The middle of the square that is cut out, row and column.
+    pub cut: Option<(usize, usize)>,
+}
+
 impl Augmentation {
     /// Whether images stay as they are.
     pub fn is_off(&self) -> bool {
@@ -49,8 +58,8 @@ impl Augmentation {
         problems
     }
 
-    /// Writes the image `from` as the network shall see it in this epoch. `fill` is the mean colour, one byte a channel.
-    pub fn apply(&self, from: &[u8], size: Size, fill: &[u8], (seed, epoch, row): (u64, u32, usize), out: &mut [u8]) {
+    /// How the network shall see an image of this size in this epoch.
+    pub fn draw(&self, (height, width, _): Size, (seed, epoch, row): (u64, u32, usize)) -> Drawn {
         let mut draw = generator(seed, u64::from(epoch), row);
         let is_mirrored = match self.flip {
             Flip::None => false,
@@ -58,11 +67,16 @@ impl Augmentation {
             Flip::Alternating => generator(seed, 0, row).random::<bool>() ^ (epoch % 2 == 1),
         };
         let mut shift = || if self.crop == 0 { 0 } else { draw.random_range(0..2 * self.crop + 1) as isize - self.crop as isize };
-        View { shift: (shift(), shift()), is_mirrored }.write(from, size, out);
-        if self.cutout > 0 {
-            let (height, width, _) = size;
-            let (y, x) = (draw.random_range(0..height), draw.random_range(0..width));
-            cut_out(out, size, (y, x), self.cutout, fill);
+        let view = View { shift: (shift(), shift()), is_mirrored };
+        let cut = (self.cutout > 0).then(|| (draw.random_range(0..height), draw.random_range(0..width)));
+        Drawn { view, cut }
+    }
+
+    /// Writes the image `from` as it was drawn. `fill` is the mean colour, one byte a channel.
+    pub fn apply(&self, drawn: Drawn, from: &[u8], size: Size, fill: &[u8], out: &mut [u8]) {
+        drawn.view.write(from, size, out);
+        if let Some(middle) = drawn.cut {
+            cut_out(out, size, middle, self.cutout, fill);
         }
     }
 }
@@ -94,7 +108,7 @@ mod tests {
 
     fn apply(augmentation: &Augmentation, epoch: u32, row: usize) -> Vec<u8> {
         let mut out = vec![0; 40];
-        augmentation.apply(&image(), SIZE, &[200, 201], (7, epoch, row), &mut out);
+        augmentation.apply(augmentation.draw(SIZE, (7, epoch, row)), &image(), SIZE, &[200, 201], &mut out);
         out
     }
 

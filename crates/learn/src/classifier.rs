@@ -1,7 +1,7 @@
 //! `learn.classifier`: the config, and the way from a processed dataset to a model artifact.
 
 use artifact::{ConfigProblem, InputRef, Kind, Outcome, RunContext, Stage, StageError, StageName};
-use network::{Architecture, Device, LayerSpec, LossOptions, OptimiserConfig, Shape};
+use network::{Architecture, Device, LayerSpec, LossOptions, OptimiserConfig, Precision, Shape};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -86,6 +86,10 @@ pub struct Classifier {
     /// is learnt differs between devices in the last bits of a step.
     #[serde(default, skip_serializing_if = "Device::is_cpu")]
     pub device: Device,
+    /// How a GPU takes products: `fp32`; `tf32` or `bf16`, on tensor cores, from factors of 11 or 8 significant bits. Weights, sums and the
+    /// optimiser are fp32 in any case. A CPU computes in fp32.
+    #[serde(default, skip_serializing_if = "Precision::is_fp32")]
+    pub precision: Precision,
     /// The seed of weights, order and dropout; the pipeline's if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
@@ -208,6 +212,11 @@ impl Classifier {
         needs(self.average.is_none_or(|decay| (0.0..1.0).contains(&decay)), "average", "`average` must be from 0 to below 1");
         needs(self.checkpoint.steps != Some(0), "checkpoint.steps", "`steps` must be at least 1");
         needs((0.0..1e6).contains(&self.checkpoint.minutes), "checkpoint.minutes", "`minutes` must be 0 or above");
+        needs(
+            self.precision.is_fp32() || !self.device.is_cpu(),
+            "precision",
+            "`precision` is for GPUs: say `device = \"cuda\"` or `\"auto\"`, too, or leave it out",
+        );
         problems.extend(self.augment.check());
         problems.extend(progressive::check(&self.progressive, self.epochs));
         if let Err(error) = self.optimiser.check() {
@@ -219,7 +228,7 @@ impl Classifier {
 
 impl Stage for Classifier {
     const USES: &'static str = "learn.classifier";
-    const VERSION: u32 = 7;
+    const VERSION: u32 = 8;
     const SUMMARY: &'static str = "Train a network to tell classes apart";
     const GIVES: Kind = Kind::Model;
 

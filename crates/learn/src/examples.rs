@@ -6,11 +6,11 @@ use arrow::array::{Array, AsArray};
 use arrow::datatypes::Float32Type;
 use artifact::StageError;
 use dataset::{DATA_FILE, Images, Split, table};
-use network::{Batch, Input, Normalisation, Shape};
+use network::{Batch, Input, Network, NetworkError, Normalisation, Set, Shape, Sight};
 use transform::Fitted;
 use transform::view::{Size, shrink};
 
-use crate::augment::Augmentation;
+use crate::augment::{Augmentation, Drawn};
 
 /// Labelled examples of a processed dataset, by split.
 pub struct Examples {
@@ -50,7 +50,8 @@ pub struct Look<'a> {
 impl Look<'_> {
     /// Writes an image as it shall look; `whole` is for what it looks like before it is made smaller.
     fn write(&self, pixels: &[u8], size: Size, fill: &[u8], row: usize, whole: &mut Vec<u8>, out: &mut [u8]) {
-        let apply = |out: &mut [u8]| self.augmentation.apply(pixels, size, fill, (self.seed, self.epoch, row), out);
+        let drawn = self.augmentation.draw(size, (self.seed, self.epoch, row));
+        let apply = |out: &mut [u8]| self.augmentation.apply(drawn, pixels, size, fill, out);
         match self.smaller {
             None => apply(out),
             Some([height, width]) => {
@@ -181,6 +182,41 @@ impl Examples {
                 let size = self.shape.len();
                 rows.iter().for_each(|row| into.floats.extend_from_slice(&values[row * size..(row + 1) * size]));
             }
+        }
+    }
+
+    /// Takes the train split to the GPU that the network computes on; false where it computes here, or there is no room for it.
+    ///
+    /// # Errors
+    /// When the GPU fails.
+    pub fn hold(&self, network: &mut Network, augmentation: &Augmentation) -> Result<bool, NetworkError> {
+        if !network.holds_sets() {
+            return Ok(false);
+        }
+        let mut gathered = Gathered::default();
+        self.gather(&self.train, None, &mut gathered);
+        let Batch { input, labels } = self.batch(&gathered);
+        let fill = match &self.values {
+            Values::Pixels { fill, .. } => fill,
+            Values::Floats(_) => &[][..],
+        };
+        network.hold(Set { input, labels, cutout: augmentation.cutout, fill })
+    }
+
+    /// How a step on the GPU sees a row of the train split.
+    pub fn sight(&self, row: usize, look: &Look<'_>) -> Sight {
+        let at = self.train.partition_point(|other| *other < row) as i32;
+        let Values::Pixels { images, .. } = &self.values else { return Sight { row: at, ..Sight::default() } };
+        let shape = images.shape();
+        let Drawn { view, cut } = look.augmentation.draw((shape.height, shape.width, shape.channels), (look.seed, look.epoch, row));
+        let ((down, right), (cut_y, cut_x)) = (view.shift, cut.unwrap_or_default());
+        Sight {
+            row: at,
+            down: down as i32,
+            right: right as i32,
+            is_mirrored: i32::from(view.is_mirrored),
+            cut_y: cut_y as i32,
+            cut_x: cut_x as i32,
         }
     }
 

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use artifact::stage::Progress;
 use artifact::{RunContext, StageError};
 use dataset::each_ahead;
 use network::metrics::Metrics;
@@ -22,6 +23,9 @@ const EVALUATION_BATCH: usize = 512;
 
 /// Examples that a whitening layer is fitted to, as its author has it.
 const WHITENED: usize = 5_000;
+
+/// Steps that a GPU makes between two looks at the loss, which it is waited for at.
+const STEPS_UNSEEN: usize = 32;
 
 /// A trained network and how it became so.
 pub struct Trained {
@@ -79,7 +83,7 @@ fn judged_rows<'e>(examples: &'e Examples, context: &RunContext) -> &'e [usize] 
 
 /// Takes the network to the device that is asked for; the GPU's name, if it is one.
 fn place(network: &mut Network, config: &Classifier, context: &RunContext) -> Result<Option<String>, StageError> {
-    let placement = network.place(config.device).map_err(|error| StageError::new(error.to_string()))?;
+    let placement = network.place(config.device, config.precision).map_err(|error| StageError::new(error.to_string()))?;
     if let Some(note) = placement.note() {
         context.info(note);
     }
@@ -97,7 +101,19 @@ struct Training<'a> {
     learnt: Duration,
     waited: Duration,
     gpu: Option<String>,
+    /// Whether the train split lies on the GPU, and epochs are learnt there from their first step to their last.
+    is_held: bool,
     state: State,
+}
+
+/// An epoch: its rows in their order, and what is left of them.
+struct Course<'a> {
+    rows: Vec<usize>,
+    /// Steps that a training before an interruption has done.
+    first: usize,
+    steps: usize,
+    look: Look<'a>,
+    progress: Progress<'a>,
 }
 
 impl<'a> Training<'a> {
@@ -111,6 +127,10 @@ impl<'a> Training<'a> {
         let mut network = Network::new(architecture, config.seed()).map_err(failed)?;
         let gpu = place(&mut network, config, context)?;
         fit_whitening(&mut network, examples)?;
+        let is_held = examples.hold(&mut network, &config.augment).map_err(failed)?;
+        if gpu.is_some() && !is_held {
+            context.info("the GPU has no room for the train split: its examples are taken there batch by batch");
+        }
         let mut optimiser = Optimiser::new(&config.optimiser, &network).map_err(failed)?;
         optimiser.set_clip_norm(config.clip_norm);
         let average = config.average.map(|_| network.snapshot());
@@ -127,7 +147,19 @@ impl<'a> Training<'a> {
             context.info(format!("convolutions: {}", kernels.join("; ")));
         }
         let none = Duration::ZERO;
-        Ok(Self { config, examples, loss, context, checkpoints, last_checkpoint: Instant::now(), learnt: none, waited: none, gpu, state })
+        Ok(Self {
+            config,
+            examples,
+            loss,
+            context,
+            checkpoints,
+            last_checkpoint: Instant::now(),
+            learnt: none,
+            waited: none,
+            gpu,
+            is_held,
+            state,
+        })
     }
 
     /// The epoch at work, from 1.
@@ -154,46 +186,112 @@ impl<'a> Training<'a> {
         rows.shuffle(&mut Pcg64::seed_from_u64(config.seed().wrapping_add(u64::from(epoch).wrapping_mul(0x9E37_79B9_7F4A_7C15))));
         let size = smaller.map_or(String::new(), |[height, width]| format!(" at {height}x{width}"));
         let progress = self.context.progress(format!("epoch {epoch} of {}{size}", config.epochs), Some(rows.len() as u64), "examples");
-        let steps = rows.len().div_ceil(config.batch);
-        let all_steps = (steps * config.epochs as usize) as f64;
+        let (steps, first) = (rows.len().div_ceil(config.batch), self.state.standing.steps);
         let look = Look { augmentation: &config.augment, seed: config.seed(), epoch, smaller };
-        let first = self.state.standing.steps;
         progress.add((first * config.batch).min(rows.len()) as u64);
+        let course = Course { rows, first, steps, look, progress };
+        let clock = Instant::now();
+        let waited = if self.is_held { self.learn_there(&course)? } else { self.learn_here(&course)? };
+        self.waited += waited;
+        self.learnt += clock.elapsed();
+        self.state.network.resize(self.examples.shape()).map_err(failed)?;
+        let (standing, count) = (&mut self.state.standing, course.rows.len() as f64);
+        let measured = Measured { loss: standing.losses / count, accuracy: standing.correct as f64 / count, macro_f1: None };
+        (standing.steps, standing.losses, standing.correct) = (0, 0.0, 0);
+        Ok(measured)
+    }
+
+    /// Learns what is left of an epoch from examples that are gathered meanwhile; gives the time that it waited for them.
+    fn learn_here(&mut self, course: &Course<'_>) -> Result<Duration, StageError> {
+        let config = self.config;
         let in_parts = |batch: &[usize]| batch.chunks(batch.len().div_ceil(config.accumulate)).map(<[usize]>::to_vec).collect::<Vec<_>>();
         let gather = |parts: &Vec<Vec<usize>>, buffers: &mut Vec<Gathered>| {
             buffers.resize_with(parts.len(), Gathered::default);
-            parts.iter().zip(buffers).for_each(|(rows, buffer)| self.examples.gather(rows, Some(&look), buffer));
+            parts.iter().zip(buffers).for_each(|(rows, buffer)| self.examples.gather(rows, Some(&course.look), buffer));
             Ok(())
         };
-        let clock = Instant::now();
-        let waited = each_ahead(rows.chunks(config.batch).skip(first).map(in_parts), gather, |_, parts| {
+        each_ahead(course.rows.chunks(config.batch).skip(course.first).map(in_parts), gather, |_, parts| {
             if let Err(stopped) = self.context.check_stop() {
                 // What was learnt is not lost to Ctrl-C either.
                 self.checkpoint()?;
                 return Err(stopped);
             }
-            let done = ((epoch as usize - 1) * steps + self.state.standing.steps) as f64 / all_steps;
-            self.state.optimiser.set_rate_factor(config.schedule.factor(done, config.warm_up));
+            self.set_rate(course);
             let report = self.step(parts)?;
-            if !report.loss.is_finite() {
-                return Err(came_apart(report.loss, epoch, self.state.optimiser.learning_rate()));
-            }
             let standing = &mut self.state.standing;
             let examples: usize = parts.iter().map(|part| part.labels.len()).sum();
             standing.losses += f64::from(report.loss) * examples as f64;
             standing.correct += report.correct;
             standing.steps += 1;
-            progress.add(examples as u64);
-            self.checkpoint_if_due()
-        })?;
-        self.state.network.resize(self.examples.shape()).map_err(failed)?;
-        self.waited += waited;
-        self.learnt += clock.elapsed();
+            self.check_loss(f64::from(report.loss))?;
+            course.progress.add(examples as u64);
+            if self.is_checkpoint_due() { self.checkpoint() } else { Ok(()) }
+        })
+    }
+
+    /// The same on the GPU, which has the examples: a step is asked for and not waited for.
+    fn learn_there(&mut self, course: &Course<'_>) -> Result<Duration, StageError> {
+        let config = self.config;
+        let left = &course.rows[(course.first * config.batch).min(course.rows.len())..];
+        let sights = left.iter().map(|row| self.examples.sight(*row, &course.look)).collect();
+        let State { network, optimiser, average, .. } = &mut self.state;
+        network.begin_course(optimiser, average.as_ref(), sights, self.loss).map_err(failed)?;
+        let (begun, mut seen) = ((self.state.standing.losses, self.state.standing.correct), 0);
+        let mut start = 0;
+        while start < left.len() {
+            let end = (start + config.batch).min(left.len());
+            if let Err(stopped) = self.context.check_stop() {
+                self.fetch(begun)?;
+                self.checkpoint()?;
+                return Err(stopped);
+            }
+            self.set_rate(course);
+            let part = (end - start).div_ceil(config.accumulate);
+            let parts = (start..end).step_by(part).map(|start| start..(start + part).min(end)).collect();
+            let State { network, optimiser, .. } = &mut self.state;
+            let decay = config.average.map(|decay| decay.min(longest(optimiser.step() + 1)));
+            network.step_in_course(parts, optimiser, decay).map_err(failed)?;
+            self.state.standing.steps += 1;
+            if self.is_checkpoint_due() {
+                self.fetch(begun)?;
+                self.checkpoint()?;
+            }
+            if self.state.standing.steps.is_multiple_of(STEPS_UNSEEN) || end == left.len() {
+                self.look_at_course(begun)?;
+                course.progress.add((end - seen) as u64);
+                seen = end;
+            }
+            start = end;
+        }
+        self.fetch(begun)?;
+        Ok(Duration::ZERO)
+    }
+
+    /// Sums up what the course on the GPU has come to, on top of what the epoch had when it began.
+    fn look_at_course(&mut self, (losses, correct): (f64, usize)) -> Result<(), StageError> {
+        let (more_losses, more_correct) = self.state.network.course_so_far().map_err(failed)?;
         let standing = &mut self.state.standing;
-        let count = rows.len() as f64;
-        let measured = Measured { loss: standing.losses / count, accuracy: standing.correct as f64 / count, macro_f1: None };
-        (standing.steps, standing.losses, standing.correct) = (0, 0.0, 0);
-        Ok(measured)
+        (standing.losses, standing.correct) = (losses + more_losses, correct + more_correct);
+        let sum = standing.losses;
+        self.check_loss(sum)
+    }
+
+    /// Brings back what the GPU has learnt.
+    fn fetch(&mut self, begun: (f64, usize)) -> Result<(), StageError> {
+        self.look_at_course(begun)?;
+        let State { network, optimiser, average, .. } = &mut self.state;
+        network.fetch_course(optimiser, average.as_mut()).map_err(failed)
+    }
+
+    /// Sets the learning rate for the next step.
+    fn set_rate(&mut self, course: &Course<'_>) {
+        let all_steps = (course.steps * self.config.epochs as usize) as f64;
+        let done = ((course.look.epoch as usize - 1) * course.steps + self.state.standing.steps) as f64 / all_steps;
+        self.state.optimiser.set_rate_factor(self.config.schedule.factor(done, self.config.warm_up));
+    }
+
+    fn check_loss(&self, loss: f64) -> Result<(), StageError> {
+        if loss.is_finite() { Ok(()) } else { Err(came_apart(loss, self.epoch(), self.state.optimiser.learning_rate())) }
     }
 
     /// One step of the optimiser, in as many parts as asked for.
@@ -202,9 +300,7 @@ impl<'a> Training<'a> {
         let State { network, optimiser, average, .. } = &mut self.state;
         let report = network.train_step_in_parts(&parts, optimiser, self.loss).map_err(failed)?;
         if let (Some(average), Some(decay)) = (average, self.config.average) {
-            // A young average would hold on to the first weights: it is as long as the training at most.
-            let longest = optimiser.step() as f32 / (optimiser.step() as f32 + 10.0);
-            network.average_into(average, decay.min(longest)).map_err(failed)?;
+            network.average_into(average, decay.min(longest(optimiser.step()))).map_err(failed)?;
         }
         Ok(report)
     }
@@ -217,13 +313,10 @@ impl<'a> Training<'a> {
         }
     }
 
-    fn checkpoint_if_due(&mut self) -> Result<(), StageError> {
+    fn is_checkpoint_due(&self) -> bool {
         let every = &self.config.checkpoint;
         let by_steps = every.steps.is_some_and(|steps| self.state.optimiser.step().is_multiple_of(steps));
-        if by_steps || self.last_checkpoint.elapsed() >= Duration::from_secs_f64(every.minutes * 60.0) {
-            self.checkpoint()?;
-        }
-        Ok(())
+        by_steps || self.last_checkpoint.elapsed() >= Duration::from_secs_f64(every.minutes * 60.0)
     }
 
     /// Measures the weights that would be kept now: their moving average, where there is one.
@@ -283,7 +376,12 @@ impl<'a> Training<'a> {
     }
 }
 
-fn came_apart(loss: f32, epoch: u32, rate: f64) -> StageError {
+/// What an average keeps of itself after so many steps, at most: a young one would hold on to the first weights.
+fn longest(steps: u64) -> f32 {
+    steps as f32 / (steps as f32 + 10.0)
+}
+
+fn came_apart(loss: f64, epoch: u32, rate: f64) -> StageError {
     StageError::new(format!("the loss became {loss} in epoch {epoch}: the training has come apart")).help(format!(
         "lower the learning rate, which is {rate}, tenfold (`optimiser = {{ name = \"adam\", learning_rate = … }}`), or bound the gradients (`clip_norm = 1.0`)"
     ))

@@ -169,10 +169,10 @@ fn a_shape_that_the_data_does_not_have_is_named() {
 #[test]
 fn values_out_of_range_are_named_by_key_before_anything_runs() {
     let wrong = config(
-        serde_json::json!({ "epochs": 0, "batch": 0, "label_smoothing": 1.5, "warm_up": 2.0, "clip_norm": 0.0, "average": 1.0, "augment": { "crop": 65 }, "image": [6, 6, 1], "layers": ["conv 4 9x9 relu", "dense 2"] }),
+        serde_json::json!({ "epochs": 0, "batch": 0, "label_smoothing": 1.5, "warm_up": 2.0, "precision": "bf16", "clip_norm": 0.0, "average": 1.0, "augment": { "crop": 65 }, "image": [6, 6, 1], "layers": ["conv 4 9x9 relu", "dense 2"] }),
     );
     let found: Vec<String> = wrong.check().into_iter().map(|problem| problem.path.join(".")).collect();
-    assert_eq!(found, ["epochs", "batch", "label_smoothing", "warm_up", "clip_norm", "average", "augment.crop", "layers.0"]);
+    assert_eq!(found, ["epochs", "batch", "label_smoothing", "warm_up", "clip_norm", "average", "precision", "augment.crop", "layers.0"]);
 }
 
 /// The files of a model, by name.
@@ -214,6 +214,8 @@ fn the_device_is_part_of_what_a_model_is_asked_for_and_the_cpu_goes_without_sayi
     let unsaid = key(serde_json::json!({}));
     assert_eq!(unsaid, key(serde_json::json!({ "device": "cpu" })));
     assert!(unsaid != key(serde_json::json!({ "device": "auto" })) && unsaid != key(serde_json::json!({ "device": "cuda" })));
+    let rounded = serde_json::json!({ "device": "cuda", "precision": "tf32" });
+    assert!(key(rounded) != key(serde_json::json!({ "device": "cuda" })), "other products, other weights");
 }
 
 /// Run by `cargo xtask cuda test`.
@@ -232,4 +234,106 @@ fn a_gpu_learns_what_the_cpu_does_the_same_bytes_each_time_and_the_card_names_it
     assert!((cpu.0 - gpu.0).abs() < 0.01, "a loss of {} for {}", gpu.0, cpu.0);
     assert!(gpu.1 == again.1, "two trainings on the GPU differ");
     assert!(String::from_utf8_lossy(&gpu.1["card.md"]).contains("| computed on |"));
+}
+
+/// What a training on the GPU can be asked for, all that its own kernels do among it.
+#[cfg(feature = "cuda")]
+fn all_of_it() -> [serde_json::Value; 3] {
+    let residual = serde_json::json!({ "residual": ["conv 6 3x3 same gelu", "batchnorm relu"], "activation": "relu" });
+    [
+        serde_json::json!({
+            "augment": { "flip": "random", "crop": 1, "cutout": 2 }, "average": 0.9, "accumulate": 3, "clip_norm": 0.5,
+            "optimiser": { "name": "adam", "learning_rate": 0.003, "weight_decay": 0.1 },
+        }),
+        serde_json::json!({
+            "layers": ["whiten 2x2 bias 1 gelu", "conv 6 3x3 same", "batchnorm noscale relu", residual, "dropout 0.2", "globalpool", "dense 2 zeros"],
+            "progressive": [{ "epochs": 1, "size": [4, 5] }], "class_weights": "balanced", "label_smoothing": 0.1, "schedule": "linear",
+            "optimiser": { "name": "muon", "learning_rate": 0.05, "normalise": true, "weight_decay": 0.01,
+                           "rest": { "name": "sgd", "learning_rate": 0.02, "momentum": 0.8, "nesterov": true, "bias_rate": 4.0 } },
+            "augment": { "flip": "alternating" },
+        }),
+        serde_json::json!({
+            "layers": ["conv 4 3x3 relu", "avgpool 2", "dense 8 silu", "dense 2"], "batch": 33,
+            "optimiser": { "name": "sgd", "learning_rate": 0.02, "momentum": 0.9, "weight_decay": 0.01 },
+        }),
+    ]
+}
+
+/// Run by `cargo xtask cuda test`.
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "it needs a GPU: cargo xtask cuda test"]
+fn a_gpu_learns_along_the_cpus_curve_whatever_is_asked_for() {
+    let dir = tempfile::tempdir().expect("a folder");
+    processed(dir.path(), 4);
+    for (at, asked) in all_of_it().iter().enumerate() {
+        let curve = |name: &str, more: serde_json::Value| {
+            let (output, mut config) = (dir.path().join(format!("{name}{at}")), asked.clone());
+            config.as_object_mut().expect("an object").extend(more.as_object().cloned().unwrap_or_default());
+            run(dir.path(), &output, config).0.expect("it learns");
+            let history: Vec<serde_json::Value> =
+                serde_json::from_slice(&fs::read(output.join("history.json")).expect("it is there")).expect("JSON");
+            let number = |epoch: &serde_json::Value, split: &str| epoch[split]["loss"].as_f64().expect("a number");
+            history.iter().flat_map(|epoch| [number(epoch, "train"), number(epoch, "validation")]).collect::<Vec<_>>()
+        };
+        let cpu = curve("cpu", serde_json::json!({}));
+        // What products are rounded to, with what many steps make of it.
+        for (precision, apart) in [("fp32", 2e-3), ("tf32", 2e-2), ("bf16", 0.1)] {
+            let gpu = curve(precision, serde_json::json!({ "device": "cuda", "precision": precision }));
+            assert_eq!(gpu.len(), cpu.len());
+            assert!(gpu.iter().zip(&cpu).all(|(gpu, cpu)| (gpu - cpu).abs() < apart), "{precision}, case {at}: {gpu:?} for {cpu:?}");
+        }
+    }
+}
+
+/// Asks the training to stop when the first epoch is judged.
+#[cfg(feature = "cuda")]
+struct StopAfterAnEpoch<'a>(&'a AtomicBool);
+
+#[cfg(feature = "cuda")]
+impl artifact::event::Sink for StopAfterAnEpoch<'_> {
+    fn emit(&self, event: Event) {
+        if matches!(event, Event::Metric { .. }) {
+            self.0.store(true, std::sync::atomic::Ordering::SeqCst);
+        }
+    }
+}
+
+/// Run by `cargo xtask cuda test`.
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "it needs a GPU: cargo xtask cuda test"]
+fn a_gpu_learns_the_same_bytes_again_and_after_an_interruption() {
+    let dir = tempfile::tempdir().expect("a folder");
+    processed(dir.path(), 5);
+    for (at, mut asked) in all_of_it().into_iter().enumerate() {
+        let more = serde_json::json!({ "device": "cuda", "precision": "bf16", "checkpoint": { "steps": 3 } });
+        asked.as_object_mut().expect("an object").extend(more.as_object().cloned().unwrap_or_default());
+        let once = |name: &str| {
+            let output = dir.path().join(format!("{name}{at}"));
+            run(dir.path(), &output, asked.clone()).0.expect("it learns");
+            files(&output)
+        };
+        let whole = once("whole");
+        assert!(whole == once("again"), "case {at}");
+        let (output, scratch) = (dir.path().join(format!("resumed{at}")), dir.path().join(format!("scratch{at}")));
+        fs::create_dir_all(&output).expect("a folder");
+        let settings = Settings { scratch: Some(scratch), ..Settings::default() };
+        let go_on = |stop: &AtomicBool, sink: &dyn artifact::event::Sink| {
+            let inputs = BTreeMap::from([("input".to_owned(), vec![Input::open(dir.path()).expect("it is there")])]);
+            config(asked.clone()).run(&RunContext::new("model", inputs, output.clone(), settings.clone(), sink, stop))
+        };
+        let stop = AtomicBool::new(false);
+        go_on(&stop, &StopAfterAnEpoch(&stop)).expect_err("it was asked to stop");
+        let (stop, sink) = (AtomicBool::new(false), Collected::default());
+        go_on(&stop, &sink).expect("it learns");
+        let goes_on = |event: &Event| matches!(event, Event::Log { message, .. } if message.contains("goes on from a checkpoint"));
+        let said = sink.take();
+        assert!(said.iter().any(goes_on));
+        assert!(
+            !said.iter().any(|event| matches!(event, Event::Log { message, .. } if message.contains("no room"))),
+            "it stays on the GPU"
+        );
+        assert!(files(&output) == whole, "case {at}");
+    }
 }

@@ -7,7 +7,8 @@
 use std::time::Instant;
 
 use network::{
-    Architecture, Batch, Device, Input, LayerSpec, LossOptions, Network, Normalisation, Optimiser, OptimiserConfig, Shape, peak_flops,
+    Architecture, Batch, Device, Input, LayerSpec, LossOptions, Network, Normalisation, Optimiser, OptimiserConfig, Precision, Shape,
+    peak_flops,
 };
 
 /// As in the binaries.
@@ -29,7 +30,7 @@ fn main() -> Result<(), Error> {
     let architecture = Architecture { input: Shape::Image { height, width, channels }, layers };
     let mut network = Network::new(&architecture, 7)?;
     match std::env::var_os("EPISTEME_DEVICE") {
-        Some(device) if device == "cuda" => eprintln!("{}", network.place(Device::Cuda)?.note().unwrap_or_default()),
+        Some(device) if device == "cuda" => eprintln!("{}", network.place(Device::Cuda, Precision::Fp32)?.note().unwrap_or_default()),
         _ => network.kernels().iter().for_each(|kernel| eprintln!("{kernel}")),
     }
     let (bytes, labels) = examples(batch, architecture.input.len(), network.classes() as u32);

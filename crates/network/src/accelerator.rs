@@ -3,24 +3,29 @@
 //! Devices' handles belong to a thread, and libraries for them panic where an error is due. So the device lives on a thread of its own; what
 //! goes there and comes back are plain vectors, and a panic there is an error here.
 
-#![cfg_attr(not(any(test, feature = "cuda")), expect(dead_code, reason = "there is no device to start"))]
+#![cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "there is no device to start"))]
 
 use std::{
     any::Any,
     fmt::Display,
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc,
+        Arc, Mutex,
         mpsc::{Sender, channel},
     },
     thread,
 };
 
 use crate::{
+    architecture::Shape,
     batchnorm::Running,
+    course::Sight,
     error::NetworkError,
     examples::Values,
     loss::{LossOptions, StepReport},
+    optimiser::OptimiserConfig,
+    plan::Placed,
 };
 
 /// What a network knows, as it is now.
@@ -50,12 +55,108 @@ pub(crate) struct Learnt {
     pub(crate) statistics: Vec<(Running, f32)>,
 }
 
+/// A set of examples that stays on a device; it has been checked.
+pub(crate) struct WholeSet {
+    pub(crate) values: Values,
+    pub(crate) shape: Shape,
+    pub(crate) labels: Vec<u32>,
+    /// Side of the square that is cut out of an image, and its colour.
+    pub(crate) cutout: usize,
+    pub(crate) fill: Vec<u8>,
+}
+
+/// How a tensor learns: by which optimiser, and what that has to know of it.
+pub(crate) struct Rule {
+    pub(crate) config: OptimiserConfig,
+    /// Its last axis.
+    pub(crate) columns: usize,
+    pub(crate) is_shift: bool,
+    pub(crate) decays: bool,
+    pub(crate) is_frozen: bool,
+}
+
+impl Rule {
+    /// As `Parameter::rate`.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "as of the module"))]
+    pub(crate) fn rate(&self, bias_rate: f64) -> f64 {
+        if self.is_shift { bias_rate } else { 1.0 }
+    }
+}
+
+/// The weights of a moving average, and its running statistics.
+pub(crate) type Average = (Vec<Arc<Vec<f32>>>, Vec<Running>);
+
+/// All that a course begins with.
+pub(crate) struct Begin {
+    pub(crate) state: State,
+    /// Of each parameter.
+    pub(crate) rules: Vec<Rule>,
+    /// For each state of the optimiser, one list a parameter.
+    pub(crate) moments: Vec<Vec<Vec<f32>>>,
+    pub(crate) average: Option<Average>,
+    pub(crate) clip_norm: Option<f64>,
+    pub(crate) options: LossOptions,
+    /// It determines the dropout masks.
+    pub(crate) seed: u64,
+    pub(crate) sights: Vec<Sight>,
+}
+
+/// A step of a course.
+pub(crate) struct Stride {
+    /// Of the sights.
+    pub(crate) parts: Vec<Range<usize>>,
+    /// Steps before it.
+    pub(crate) step: u64,
+    pub(crate) rate_factor: f64,
+    /// What the moving average keeps of itself, where there is one.
+    pub(crate) decay: Option<f32>,
+}
+
+/// All that a course has changed.
+pub(crate) struct Fetched {
+    pub(crate) parameters: Vec<Arc<Vec<f32>>>,
+    pub(crate) running: Vec<Running>,
+    pub(crate) moments: Vec<Vec<Vec<f32>>>,
+    pub(crate) average: Option<Average>,
+}
+
 /// What computes on a device.
 pub(crate) trait Engine {
     /// Forward, loss and backward pass.
     fn learn(&mut self, state: &State, lesson: &Lesson) -> Result<Learnt, NetworkError>;
     /// The logits of each example, `[examples, classes]`.
     fn logits(&mut self, state: &State, input: &Values) -> Result<Vec<f32>, NetworkError>;
+
+    /// Takes examples of another shape from now on, with blocks planned for it; false if a new engine has to be made for them.
+    fn resize(&mut self, _blocks: &[Placed], _input: Shape) -> bool {
+        false
+    }
+
+    /// Takes a set to the device; false if there is no room, or the engine holds none, and then there are no courses.
+    fn hold(&mut self, _set: &WholeSet) -> Result<bool, NetworkError> {
+        Ok(false)
+    }
+
+    fn begin(&mut self, _begin: Begin) -> Result<(), NetworkError> {
+        Err(no_courses())
+    }
+
+    fn stride(&mut self, _stride: &Stride) -> Result<(), NetworkError> {
+        Err(no_courses())
+    }
+
+    /// The sum of losses, and how many examples were told right.
+    fn so_far(&mut self) -> Result<[f64; 2], NetworkError> {
+        Err(no_courses())
+    }
+
+    fn fetch(&mut self) -> Result<Fetched, NetworkError> {
+        Err(no_courses())
+    }
+}
+
+fn no_courses() -> NetworkError {
+    NetworkError::Device("this engine has no courses".into())
 }
 
 type Job = Box<dyn FnOnce(&mut dyn Engine) + Send>;
@@ -63,6 +164,8 @@ type Job = Box<dyn FnOnce(&mut dyn Engine) + Send>;
 /// A device at work for a network; it is given back when this is dropped.
 pub(crate) struct Accelerator {
     jobs: Sender<Job>,
+    /// What went wrong where nobody waited for it.
+    failure: Arc<Mutex<Option<NetworkError>>>,
 }
 
 impl Accelerator {
@@ -81,7 +184,7 @@ impl Accelerator {
             }
         });
         is_ready.recv().map_err(gone)??;
-        Ok(Accelerator { jobs })
+        Ok(Accelerator { jobs, failure: Arc::default() })
     }
 
     /// [`Engine::learn`] on its thread.
@@ -92,6 +195,50 @@ impl Accelerator {
     /// [`Engine::logits`] on its thread.
     pub(crate) fn logits(&self, state: State, input: Values) -> Result<Vec<f32>, NetworkError> {
         self.ask(move |engine| engine.logits(&state, &input))
+    }
+
+    /// [`Engine::resize`] on its thread.
+    pub(crate) fn resize(&self, blocks: Vec<Placed>, input: Shape) -> Result<bool, NetworkError> {
+        self.ask(move |engine| Ok(engine.resize(&blocks, input)))
+    }
+
+    /// [`Engine::hold`] on its thread.
+    pub(crate) fn hold(&self, set: WholeSet) -> Result<bool, NetworkError> {
+        self.ask(move |engine| engine.hold(&set))
+    }
+
+    /// [`Engine::begin`] on its thread.
+    pub(crate) fn begin(&self, begin: Begin) -> Result<(), NetworkError> {
+        self.ask(move |engine| engine.begin(begin))
+    }
+
+    /// [`Engine::stride`] on its thread, some time later; what goes wrong there is told by whoever asks next.
+    pub(crate) fn stride(&self, stride: Stride) -> Result<(), NetworkError> {
+        self.check()?;
+        let failure = self.failure.clone();
+        let job: Job = Box::new(move |engine| {
+            let mut failure = failure.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            if failure.is_none() {
+                let done = catch_unwind(AssertUnwindSafe(|| engine.stride(&stride)));
+                *failure = done.unwrap_or_else(|panic| Err(panicked(panic.as_ref()))).err();
+            }
+        });
+        self.jobs.send(job).map_err(gone)
+    }
+
+    /// [`Engine::so_far`] on its thread.
+    pub(crate) fn so_far(&self) -> Result<[f64; 2], NetworkError> {
+        self.ask(|engine| engine.so_far())
+    }
+
+    /// [`Engine::fetch`] on its thread.
+    pub(crate) fn fetch(&self) -> Result<Fetched, NetworkError> {
+        self.ask(|engine| engine.fetch())
+    }
+
+    /// What went wrong since it was last asked.
+    fn check(&self) -> Result<(), NetworkError> {
+        self.failure.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take().map_or(Ok(()), Err)
     }
 
     fn ask<T: Send + 'static>(
@@ -105,7 +252,9 @@ impl Accelerator {
             let _ = answer.send(done.unwrap_or_else(|panic| Err(panicked(panic.as_ref()))));
         });
         self.jobs.send(job).map_err(gone)?;
-        answered.recv().map_err(gone)?
+        let answer = answered.recv().map_err(gone)?;
+        self.check()?;
+        answer
     }
 }
 

@@ -1,18 +1,28 @@
-//! A network on an NVIDIA GPU: the operations of `portable` on dfdx's `Cuda`.
+//! A network on an NVIDIA GPU, on dfdx's `Cuda`: by the kernels of `fused`; in tests also by dfdx's operations, which those are held against.
 
 mod libraries;
 
 use std::ffi::{CStr, c_int};
 
 use cudarc::driver::{result, sys};
-use dfdx::tensor::{Cache, Cuda};
 
-use crate::{accelerator::Accelerator, error::NetworkError, network::Network, portable::Portable};
+use crate::{accelerator::Accelerator, device::Precision, fused::Fused, network::Network};
 
 /// The first GPU at work for a network, and its name; or why there is none.
-pub(crate) fn start(network: &Network) -> Result<(Accelerator, String), String> {
-    libraries::load()?;
-    let name = first_gpu()?;
+pub(crate) fn start(network: &Network, precision: Precision) -> Result<(Accelerator, String), String> {
+    let name = find()?;
+    let (blocks, input) = (network.blocks.clone(), network.architecture().input);
+    let accelerator = Accelerator::start(move || Fused::new(&blocks, input, precision));
+    Ok((accelerator.map_err(|error| format!("{name} cannot be used: {error}"))?, name))
+}
+
+/// The same by dfdx's operations.
+#[cfg(test)]
+pub(crate) fn start_portable(network: &Network) -> Result<Accelerator, String> {
+    use crate::error::NetworkError;
+    use crate::portable::Portable;
+    use dfdx::tensor::{Cache, Cuda};
+    find()?;
     let (blocks, input) = (network.blocks.clone(), network.architecture().input);
     let make = move || {
         let device = Cuda::try_build(0, 0).map_err(|error| NetworkError::device(error.to_string()))?;
@@ -20,8 +30,13 @@ pub(crate) fn start(network: &Network) -> Result<(Accelerator, String), String> 
         device.try_enable_cache().map_err(|error| NetworkError::device(error.to_string()))?;
         Portable::new(&blocks, input, device)
     };
-    let accelerator = Accelerator::start(make).map_err(|error| format!("{name} cannot be used: {error}"))?;
-    Ok((accelerator, name))
+    Accelerator::start(make).map_err(|error| error.to_string())
+}
+
+/// Opens NVIDIA's libraries and looks for a GPU; its name.
+fn find() -> Result<String, String> {
+    libraries::load()?;
+    first_gpu()
 }
 
 /// The name of the GPU that the driver puts first.

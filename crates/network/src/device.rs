@@ -25,6 +25,26 @@ impl Device {
     }
 }
 
+/// How a GPU takes products of `f32`: weights, sums, statistics and the optimiser are `f32` in any case.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// As they are.
+    #[default]
+    Fp32,
+    /// Factors rounded to 11 significant bits, a relative error of 2⁻¹² at most, on tensor cores.
+    Tf32,
+    /// Factors, and what flows between layers, rounded to 8 significant bits, a relative error of 2⁻⁹ at most, on tensor cores; half the memory.
+    Bf16,
+}
+
+impl Precision {
+    /// Whether it is the exact one, as it is unless said otherwise.
+    pub fn is_fp32(&self) -> bool {
+        *self == Precision::Fp32
+    }
+}
+
 /// Where a network computes in fact.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Placement {
@@ -56,13 +76,13 @@ impl Placement {
 }
 
 impl Network {
-    /// Computes there from now on. What a step learns differs between devices in the last bits.
+    /// Computes there from now on, in that precision if it is a GPU. What a step learns differs between devices in the last bits.
     ///
     /// # Errors
     ///
     /// If it is [`Device::Cuda`] and no GPU can be had; the message says why, and what to do.
-    pub fn place(&mut self, device: Device) -> Result<Placement, NetworkError> {
-        self.accelerator = None;
+    pub fn place(&mut self, device: Device, precision: Precision) -> Result<Placement, NetworkError> {
+        (self.accelerator, self.precision) = (None, precision);
         if device.is_cpu() {
             return Ok(Placement::Cpu);
         }
@@ -77,7 +97,7 @@ impl Network {
 /// Starts the GPU for a network; its name, or why there is none.
 #[cfg(feature = "cuda")]
 fn start(network: &mut Network) -> Result<String, String> {
-    let (accelerator, name) = crate::cuda::start(network)?;
+    let (accelerator, name) = crate::cuda::start(network, network.precision)?;
     network.accelerator = Some(accelerator);
     Ok(name)
 }
@@ -102,17 +122,17 @@ mod tests {
     #[test]
     fn the_cpu_is_what_is_meant_unless_said_otherwise_and_nothing_is_said_of_it() {
         assert!(Device::default().is_cpu());
-        assert_eq!(network().place(Device::Cpu).unwrap().note(), None);
+        assert_eq!(network().place(Device::Cpu, Precision::Fp32).unwrap().note(), None);
     }
 
     #[cfg(not(feature = "cuda"))]
     #[test]
     fn without_cuda_auto_says_in_a_line_that_it_takes_the_cpu_and_cuda_what_to_do() {
-        let placement = network().place(Device::Auto).unwrap();
+        let placement = network().place(Device::Auto, Precision::Fp32).unwrap();
         assert_eq!(placement.gpu(), None);
         let note = placement.note().unwrap();
         assert!(note.starts_with("computes on the CPU, since no GPU can be had: this program was built without CUDA"), "{note}");
-        let error = network().place(Device::Cuda).unwrap_err().to_string();
+        let error = network().place(Device::Cuda, Precision::Fp32).unwrap_err().to_string();
         assert!(error.contains("cargo xtask cuda build") && !error.contains('\n'), "{error}");
     }
 }

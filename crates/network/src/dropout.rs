@@ -36,10 +36,14 @@ impl Dropout {
         mix(mix(mix(seed.wrapping_add(GOLDEN)) ^ step.wrapping_mul(GOLDEN)) ^ (self.layer as u64 + 1))
     }
 
+    /// Values whose draw is below the first are dropped, the others scaled by the second.
+    pub(crate) fn threshold_and_scale(&self) -> (u64, f32) {
+        ((f64::from(self.rate) * 2f64.powi(64)) as u64, 1.0 / (1.0 - self.rate))
+    }
+
     /// Zeroes a share of the values and scales the others up. Value `unit` of example `n` is number `n * len + unit`.
     pub(crate) fn mask(&self, key: u64, values: &mut [f32]) {
-        let threshold = (f64::from(self.rate) * 2f64.powi(64)) as u64;
-        let scale = 1.0 / (1.0 - self.rate);
+        let (threshold, scale) = self.threshold_and_scale();
         values.par_chunks_mut(RANGE).enumerate().for_each(|(chunk, values)| {
             let first = (chunk * RANGE) as u64;
             for (index, value) in values.iter_mut().enumerate() {

@@ -59,6 +59,7 @@ mod architecture;
 mod batchnorm;
 mod conv;
 mod conv_op;
+mod course;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod dense;
@@ -66,6 +67,8 @@ mod device;
 mod dropout;
 mod error;
 mod examples;
+#[cfg(feature = "cuda")]
+mod fused;
 mod inference;
 mod init;
 mod layer;
@@ -78,7 +81,7 @@ mod optimiser;
 mod partition;
 mod plan;
 mod pool;
-#[cfg(any(test, feature = "cuda"))]
+#[cfg(test)]
 mod portable;
 mod recycle;
 mod residual;
@@ -92,7 +95,8 @@ mod whiten;
 mod reference;
 
 pub use architecture::{Architecture, ArchitectureError, ArchitectureReport, LayerReport, Problem, Shape};
-pub use device::{Device, Placement};
+pub use course::{Set, Sight};
+pub use device::{Device, Placement, Precision};
 pub use error::NetworkError;
 pub use examples::{Input, Normalisation};
 pub use layer::{Activation, Axes, BatchNormalisation, Convolution, LayerParseError, LayerSpec, Padding, PoolKind, Pooling, Residual};

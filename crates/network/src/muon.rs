@@ -7,9 +7,9 @@ use crate::{
 };
 
 /// Iterations of [`orthogonalise`], as in the original.
-const ITERATIONS: usize = 5;
+pub(crate) const ITERATIONS: usize = 5;
 /// The quintic's coefficients, chosen by its author for a steep slope at zero.
-const QUINTIC: [f32; 3] = [3.4445, -4.7750, 2.0315];
+pub(crate) const QUINTIC: [f32; 3] = [3.4445, -4.7750, 2.0315];
 
 /// One step of a weight seen as the matrix `[inputs of a sum, sums]`.
 pub(crate) fn update(config: &OptimiserConfig, factor: f64, parameter: &mut Parameter, velocity: &mut [f32], gradient: Vec<f32>) {

@@ -12,7 +12,7 @@ use crate::{
     architecture::{Architecture, ArchitectureReport, Place, Shape},
     batchnorm::Running,
     conv_op,
-    device::Device,
+    device::{Device, Precision},
     error::NetworkError,
     examples::Input,
     inference::Step,
@@ -99,13 +99,24 @@ pub struct Snapshot {
     running: Vec<Running>,
 }
 
+impl Snapshot {
+    pub(crate) fn of(parameters: Vec<Arc<Vec<f32>>>, running: Vec<Running>) -> Self {
+        Snapshot { parameters, running }
+    }
+
+    /// Weights, and the running statistics of batch norms.
+    pub(crate) fn parts(&self) -> (Vec<Arc<Vec<f32>>>, Vec<Running>) {
+        (self.parameters.clone(), self.running.clone())
+    }
+}
+
 /// A network with its weights.
 ///
 /// It is `Send` and `Sync`; inference ([`Network::logits`]) needs only a shared reference.
 pub struct Network {
     architecture: Architecture,
     report: ArchitectureReport,
-    seed: u64,
+    pub(crate) seed: u64,
     device: Cpu,
     pub(crate) blocks: Vec<Placed>,
     /// The blocks' weights in order.
@@ -114,8 +125,9 @@ pub struct Network {
     pub(crate) running: Vec<Running>,
     /// What inference computes with these weights and statistics.
     pub(crate) steps: OnceLock<Vec<Step>>,
-    /// What computes in place of this processor.
+    /// What computes in place of this processor, and how it takes products.
     pub(crate) accelerator: Option<Accelerator>,
+    pub(crate) precision: Precision,
 }
 
 /// Where a block's weights begin in the lists of the network.
@@ -170,7 +182,18 @@ impl Network {
             }
         }
         let (architecture, steps) = (architecture.clone(), OnceLock::new());
-        Ok(Network { architecture, report, seed, device, blocks, parameters, running, steps, accelerator: None })
+        Ok(Network {
+            architecture,
+            report,
+            seed,
+            device,
+            blocks,
+            parameters,
+            running,
+            steps,
+            accelerator: None,
+            precision: Precision::default(),
+        })
     }
 
     /// The layers it was made from.
@@ -220,10 +243,11 @@ impl Network {
         (self.architecture, self.report, self.blocks) = (architecture, report, blocks);
         self.steps.take();
         self.parameters.iter_mut().for_each(|parameter| drop(parameter.prepared.take()));
-        if self.accelerator.is_some() {
-            self.place(Device::Cuda)?;
+        let (blocks, precision) = (self.blocks.clone(), self.precision);
+        match &self.accelerator {
+            Some(accelerator) if !accelerator.resize(blocks, input)? => self.place(Device::Cuda, precision).map(drop),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Tells which epoch the following steps belong to, from 1: some weights learn in the first ones only (`whiten 2x2 bias 3`).

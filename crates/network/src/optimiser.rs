@@ -13,6 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    accelerator::Rule,
     error::NetworkError,
     muon,
     network::{Network, Parameter},
@@ -244,6 +245,44 @@ impl Optimiser {
         self.clip_norm = norm;
     }
 
+    /// Of the config's learning rate, for the next step.
+    pub(crate) fn rate_factor(&self) -> f64 {
+        self.rate_factor
+    }
+
+    pub(crate) fn clip_norm(&self) -> Option<f64> {
+        self.clip_norm
+    }
+
+    /// A step was made elsewhere.
+    pub(crate) fn count_step(&mut self) {
+        self.step += 1;
+    }
+
+    /// How a parameter learns, for who makes steps elsewhere.
+    pub(crate) fn rule(&self, network: &Network, index: usize, parameter: &Parameter) -> Rule {
+        let head = network.parameters.len().saturating_sub(2);
+        Rule {
+            config: config_of(&self.config, parameter, index, head).clone(),
+            columns: parameter.shape.last().copied().unwrap_or(1),
+            is_shift: parameter.role == Role::Shift,
+            decays: parameter.decays(),
+            is_frozen: parameter.is_frozen,
+        }
+    }
+
+    /// For each state of the config, one list a weight tensor.
+    pub(crate) fn moments(&self) -> Vec<Vec<Vec<f32>>> {
+        self.states.iter().map(|buffers| buffers.iter().map(|buffer| buffer.to_vec()).collect()).collect()
+    }
+
+    /// Takes on what steps elsewhere have made of [`Optimiser::moments`].
+    pub(crate) fn set_moments(&mut self, moments: Vec<Vec<Vec<f32>>>) {
+        for (buffer, values) in self.states.iter_mut().flatten().zip(moments.into_iter().flatten()) {
+            buffer.copy_from_slice(&values);
+        }
+    }
+
     /// One step of every weight along its gradient; the gradients are in the network's order. Each tensor is computed by itself, so
     /// threads change nothing.
     pub(crate) fn update(&mut self, network: &mut Network, mut gradients: Vec<Vec<f32>>) -> Result<(), NetworkError> {
@@ -260,10 +299,7 @@ impl Optimiser {
         let weights = network.parameters.par_iter_mut().zip(gradients).zip(firsts).zip(seconds).enumerate();
         weights.filter(|(_, (((parameter, _), _), _))| !parameter.is_frozen).try_for_each(
             |(index, (((parameter, gradient), first), second))| {
-                let config = match config {
-                    OptimiserConfig::Muon { rest, .. } if parameter.role != Role::Matrix || index >= head => rest,
-                    config => config,
-                };
+                let config = config_of(config, parameter, index, head);
                 match (config, second) {
                     (OptimiserConfig::Muon { .. }, _) => muon::update(config, factor, parameter, first, gradient),
                     (OptimiserConfig::Adam { .. }, Some(second)) => {
@@ -322,6 +358,14 @@ impl Optimiser {
             buffer.copy_from_slice(&tensors.next().unwrap_or_default());
         }
         Ok(())
+    }
+}
+
+/// The config that a parameter learns by: Muon leaves what is no matrix, and the last layer (from `head` on), to another.
+fn config_of<'c>(config: &'c OptimiserConfig, parameter: &Parameter, index: usize, head: usize) -> &'c OptimiserConfig {
+    match config {
+        OptimiserConfig::Muon { rest, .. } if parameter.role != Role::Matrix || index >= head => rest,
+        config => config,
     }
 }
 

@@ -26,7 +26,8 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    fn out_size(&self) -> (usize, usize) {
+    /// Rows and columns of windows.
+    pub(crate) fn out_size(&self) -> (usize, usize) {
         let height = windows(self.height, self.rows, self.stride).unwrap_or(0);
         (height, windows(self.width, self.columns, self.stride).unwrap_or(0))
     }

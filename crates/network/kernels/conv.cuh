@@ -1,0 +1,224 @@
+// Convolutions and dense layers as matrix products whose factors are looked up where they lie. Maps are `[batch, height, width, channels]`,
+// weights `[rows, columns, channels of a group, filters]`; a dense layer is a convolution over images of one pixel.
+
+struct Geometry {
+    int height, width, channels;
+    // Of the sums, before pooling.
+    int out_height, out_width, filters;
+    int rows, columns, stride, dilation, top, left;
+    int group_channels, group_filters;
+    // Pixels of all examples together: that go in, and that come out.
+    int inputs, outputs;
+    // Products of a sum, and of one that leads back to the input.
+    int patch, back_patch;
+    Divisor by_width, by_pixels, by_out_width, by_out_pixels, by_columns, by_group_channels, by_group_filters, by_stride;
+};
+
+// A matrix as it lies in memory; places beyond its end are zero.
+template <typename T, bool IS_ALONG> struct Plain {
+    typedef T Number;
+    static const bool ALONG = IS_ALONG;
+    typedef const T *Line;
+    typedef int Place;
+    const T *values;
+    int lines, places, pitch;
+
+    __device__ __forceinline__ Line line(int line) const { return line < lines ? values + (u64)line * pitch : nullptr; }
+    __device__ __forceinline__ Place place(int place) const { return place; }
+    __device__ __forceinline__ Four<T> load(Line line, Place place) const {
+        Four<T> four;
+        if (line && places % 4 == 0 && pitch % 4 == 0) {
+            if (place < places) return *(const Four<T> *)(line + place);
+            line = nullptr;
+        }
+        for (int i = 0; i < 4; i++) store(four.at + i, line && place + i < places ? number(line[place + i]) : 0.0f);
+        return four;
+    }
+};
+
+// The patches of images: a line each output pixel, a place each value of its window.
+template <typename T, bool IS_ALONG> struct Patches {
+    typedef T Number;
+    static const bool ALONG = IS_ALONG;
+    struct Line {
+        const T *image;
+        int y, x;
+    };
+    struct Place {
+        int k, y, x, channel;
+    };
+    // From the group's first channel on.
+    const T *images;
+    const Geometry &at;
+
+    __device__ __forceinline__ Line line(int pixel) const {
+        if (pixel >= at.outputs) return {nullptr, 0, 0};
+        int image = over(pixel, at.by_out_pixels), rest = pixel - image * at.by_out_pixels.by;
+        int y = over(rest, at.by_out_width), x = rest - y * at.out_width;
+        return {images + (u64)image * at.height * at.width * at.channels, y * at.stride - at.top, x * at.stride - at.left};
+    }
+    __device__ __forceinline__ Place place(int k) const {
+        int point = over(k, at.by_group_channels), row = over(point, at.by_columns);
+        return {k, row * at.dilation, (point - row * at.columns) * at.dilation, k - point * at.group_channels};
+    }
+    __device__ __forceinline__ const T *find(Line line, Place place) const {
+        int y = line.y + place.y, x = line.x + place.x;
+        bool is_there = line.image && place.k < at.patch && (u32)y < (u32)at.height && (u32)x < (u32)at.width;
+        return is_there ? line.image + (u64)(y * at.width + x) * at.channels + place.channel : nullptr;
+    }
+    __device__ __forceinline__ Four<T> load(Line line, Place from) const {
+        Four<T> four;
+        bool is_aligned = at.group_channels % 4 == 0 && at.channels % 4 == 0;
+        const T *found = is_aligned ? find(line, from) : nullptr;
+        if (found) return *(const Four<T> *)found;
+        for (int i = 0; i < 4; i++) {
+            const T *value = is_aligned ? nullptr : find(line, i == 0 ? from : place(from.k + i));
+            store(four.at + i, value ? number(*value) : 0.0f);
+        }
+        return four;
+    }
+};
+
+// The gradients of the outputs that an input pixel had a part in: a line each input pixel, a place each point of a window and filter.
+template <typename T> struct Consequences {
+    typedef T Number;
+    static const bool ALONG = true;
+    struct Line {
+        const T *image;
+        int y, x;
+    };
+    struct Place {
+        int k, y, x, filter;
+    };
+    // From the group's first filter on.
+    const T *gradients;
+    const Geometry &at;
+
+    __device__ __forceinline__ Line line(int pixel) const {
+        if (pixel >= at.inputs) return {nullptr, 0, 0};
+        int image = over(pixel, at.by_pixels), rest = pixel - image * at.by_pixels.by;
+        int y = over(rest, at.by_width), x = rest - y * at.width;
+        return {gradients + (u64)image * at.out_height * at.out_width * at.filters, y + at.top, x + at.left};
+    }
+    __device__ __forceinline__ Place place(int k) const {
+        int point = over(k, at.by_group_filters), row = over(point, at.by_columns);
+        return {k, row * at.dilation, (point - row * at.columns) * at.dilation, k - point * at.group_filters};
+    }
+    __device__ __forceinline__ const T *find(Line line, Place place) const {
+        int y = line.y - place.y, x = line.x - place.x;
+        if (!line.image || place.k >= at.back_patch || y < 0 || x < 0) return nullptr;
+        int out_y = over(y, at.by_stride), out_x = over(x, at.by_stride);
+        bool is_there = out_y * at.stride == y && out_x * at.stride == x && out_y < at.out_height && out_x < at.out_width;
+        return is_there ? line.image + (u64)(out_y * at.out_width + out_x) * at.filters + place.filter : nullptr;
+    }
+    __device__ __forceinline__ Four<T> load(Line line, Place from) const {
+        Four<T> four;
+        bool is_aligned = at.group_filters % 4 == 0 && at.filters % 4 == 0;
+        const T *found = is_aligned ? find(line, from) : nullptr;
+        if (found) return *(const Four<T> *)found;
+        for (int i = 0; i < 4; i++) {
+            const T *value = is_aligned ? nullptr : find(line, i == 0 ? from : place(from.k + i));
+            store(four.at + i, value ? number(*value) : 0.0f);
+        }
+        return four;
+    }
+};
+
+// The weights as the way back reads them: a line each channel of a group, a place each point of a window and filter.
+struct Turned {
+    typedef float Number;
+    static const bool ALONG = true;
+    typedef int Line;
+    typedef int Place;
+    // From the group's first filter on.
+    const float *weights;
+    const Geometry &at;
+
+    __device__ __forceinline__ Line line(int channel) const { return channel < at.group_channels ? channel : -1; }
+    __device__ __forceinline__ Place place(int k) const { return k; }
+    __device__ __forceinline__ const float *find(Line channel, int k) const {
+        if (channel < 0 || k >= at.back_patch) return nullptr;
+        int point = over(k, at.by_group_filters), filter = k - point * at.group_filters;
+        return weights + (u64)(point * at.group_channels + channel) * at.filters + filter;
+    }
+    __device__ __forceinline__ Four<float> load(Line channel, Place k) const {
+        Four<float> four;
+        bool is_aligned = at.group_filters % 4 == 0 && at.filters % 4 == 0;
+        const float *found = is_aligned ? find(channel, k) : nullptr;
+        if (found) return *(const Four<float> *)found;
+        for (int i = 0; i < 4; i++) {
+            const float *value = is_aligned ? nullptr : find(channel, k + i);
+            four.at[i] = value ? *value : 0.0f;
+        }
+        return four;
+    }
+};
+
+// A product's third axis of blocks: groups, and slices of the sums where these are long and tiles few.
+struct Part {
+    int group, slice, depth, end;
+};
+__device__ __forceinline__ Part part_of(int groups, int length, int depth) {
+    int group = blockIdx.z % groups, slice = blockIdx.z / groups;
+    return {group, slice, slice * length, min(depth, (slice + 1) * length)};
+}
+
+// `to`, `before`: `[outputs, filters]`. Where `slices` is given, sums go there as they are, `[slices, outputs, filters]`.
+template <class Precision, typename T, typename To>
+__device__ __forceinline__ void forward(const T *input, const float *weights, const float *bias, To *to, To *before, float *slices, int length,
+                                        int activation, const Geometry &at) {
+    Part part = part_of(at.channels / at.group_channels, length, at.patch);
+    int filter = part.group * at.group_filters;
+    Patches<T, true> patches = {input + part.group * at.group_channels, at};
+    Plain<float, false> right = {weights + filter, at.patch, at.group_filters, at.filters};
+    if (slices) {
+        slices += (u64)part.slice * at.outputs * at.filters + filter;
+        Result<float> result = {slices, nullptr, nullptr, at.outputs, at.group_filters, at.filters, NONE};
+        product<Precision>(patches, right, result, part.depth, part.end);
+    } else {
+        before = before ? before + filter : nullptr;
+        Result<To> result = {to + filter, before, bias + filter, at.outputs, at.group_filters, at.filters, activation};
+        product<Precision>(patches, right, result, part.depth, part.end);
+    }
+}
+
+// `to`: `[inputs, channels]`; `slices` as before.
+template <class Precision, typename T>
+__device__ __forceinline__ void backward_input(const T *gradients, const float *weights, T *to, float *slices, int length, const Geometry &at) {
+    Part part = part_of(at.channels / at.group_channels, length, at.back_patch);
+    int channel = part.group * at.group_channels, filter = part.group * at.group_filters;
+    Consequences<T> left = {gradients + filter, at};
+    Turned right = {weights + filter, at};
+    if (slices) {
+        slices += (u64)part.slice * at.inputs * at.channels + channel;
+        Result<float> result = {slices, nullptr, nullptr, at.inputs, at.group_channels, at.channels, NONE};
+        product<Precision>(left, right, result, part.depth, part.end);
+    } else {
+        Result<T> result = {to + channel, nullptr, nullptr, at.inputs, at.group_channels, at.channels, NONE};
+        product<Precision>(left, right, result, part.depth, part.end);
+    }
+}
+
+// `slices`: `[slices, patch, filters]`.
+template <class Precision, typename T>
+__device__ __forceinline__ void backward_weights(const T *input, const T *gradients, float *slices, int length, const Geometry &at) {
+    Part part = part_of(at.channels / at.group_channels, length, at.outputs);
+    int filter = part.group * at.group_filters;
+    Patches<T, false> left = {input + part.group * at.group_channels, at};
+    Plain<T, false> right = {gradients + filter, at.outputs, at.group_filters, at.filters};
+    slices += (u64)part.slice * at.patch * at.filters + filter;
+    Result<float> result = {slices, nullptr, nullptr, at.patch, at.group_filters, at.filters, NONE};
+    product<Precision>(left, right, result, part.depth, part.end);
+}
+
+// The sums of slices, in order; with a bias for each of `columns`, and an activation.
+template <typename T>
+__device__ __forceinline__ void add_slices(const float *slices, int count, u64 length, int columns, const float *bias, int activation, T *before,
+                                           T *to) {
+    for EACH(i, length) {
+        float sum = bias ? bias[i % columns] : 0.0f;
+        for (int slice = 0; slice < count; slice++) sum += slices[slice * length + i];
+        if (before) store(before + i, sum);
+        store(to + i, activated(activation, sum));
+    }
+}

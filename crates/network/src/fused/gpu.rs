@@ -1,0 +1,279 @@
+//! A GPU's memory and kernels, as the engine uses them. All work is in the one stream that dfdx uses, too, so it happens in program order.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, HashMap},
+    ffi::{CString, c_void},
+    rc::Rc,
+    sync::Arc,
+};
+
+use cudarc::{
+    cublas::{CudaBlas, Gemm, GemmConfig, sys::cublasOperation_t as Operation},
+    driver::{
+        CudaDevice, CudaSlice, DevicePtr, DeviceRepr, DeviceSlice, DriverError,
+        result::{launch_kernel, module},
+        sys::{CUfunction, CUmodule},
+    },
+};
+use dfdx::tensor::{Cuda, Gradients, Tensor, ZerosTensor};
+
+use crate::error::NetworkError;
+
+/// `kernels/kernels.cu`, compiled by the build script.
+const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
+
+/// The names of the kernels that a text of PTX defines.
+fn entries(text: &'static str) -> impl Iterator<Item = &'static str> {
+    text.lines().filter_map(|line| line.strip_prefix(".visible .entry ")?.split('(').next())
+}
+
+/// The kernels as a GPU has them.
+struct Kernels {
+    module: CUmodule,
+    functions: HashMap<&'static str, CUfunction>,
+}
+
+impl Kernels {
+    fn load() -> Result<Self, NetworkError> {
+        let text = CString::new(KERNELS).map_err(|error| NetworkError::device(error.to_string()))?;
+        // SAFETY: the text ends with a zero, and the driver copies what it needs of it.
+        let module = unsafe { module::load_data(text.as_ptr().cast()) }.map_err(said)?;
+        let mut kernels = Kernels { module, functions: HashMap::new() };
+        for name in entries(KERNELS) {
+            let text = CString::new(name).map_err(|error| NetworkError::device(error.to_string()))?;
+            // SAFETY: the module is loaded.
+            kernels.functions.insert(name, unsafe { module::get_function(module, text) }.map_err(said)?);
+        }
+        Ok(kernels)
+    }
+}
+
+impl Drop for Kernels {
+    fn drop(&mut self) {
+        // SAFETY: nobody has its functions any more. What goes wrong here, nobody could mend.
+        let _ = unsafe { module::unload(self.module) };
+    }
+}
+
+/// The device that dfdx computes on, of which it shows its users as much as the memory of a gradient.
+fn device_of_dfdx() -> Result<Arc<CudaDevice>, NetworkError> {
+    let refused = |error: <Cuda as dfdx::tensor::HasErr>::Err| NetworkError::device(error.to_string());
+    let cuda = Cuda::try_build(0, 0).map_err(|error| NetworkError::device(error.to_string()))?;
+    let tensor: Tensor<(usize,), f32, Cuda> = cuda.try_zeros_like(&(1,)).map_err(refused)?;
+    let mut gradients = Gradients::leaky();
+    Ok(gradients.get_or_alloc_mut(&tensor).map_err(refused)?.device())
+}
+
+/// Memory is taken in multiples of this many bytes, so that what one step gives back fits the next.
+const PIECE: usize = 512;
+
+/// Threads of a block of an elementwise kernel, and the most blocks.
+const THREADS: u32 = 256;
+const BLOCKS: usize = 4096;
+
+/// Memory that was given back, by its size.
+type Free = RefCell<BTreeMap<usize, Vec<CudaSlice<u8>>>>;
+
+/// A place in the GPU's memory, as kernels take it.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(super) struct Pointer(u64);
+
+impl Pointer {
+    pub(super) const NULL: Pointer = Pointer(0);
+
+    /// So many bytes further on.
+    pub(super) fn after(self, bytes: usize) -> Self {
+        Pointer(self.0 + bytes as u64)
+    }
+}
+
+/// Some memory of the GPU; it goes back to its owner, to be taken again, when this is dropped.
+pub(super) struct Buffer {
+    slice: Option<CudaSlice<u8>>,
+    free: Rc<Free>,
+}
+
+impl Buffer {
+    pub(super) fn pointer(&self) -> Pointer {
+        Pointer(self.slice.as_ref().map_or(0, |slice| *slice.device_ptr()))
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if let Some(slice) = self.slice.take() {
+            self.free.borrow_mut().entry(slice.len()).or_default().push(slice);
+        }
+    }
+}
+
+/// A GPU with the kernels on it.
+pub(super) struct Gpu {
+    device: Arc<CudaDevice>,
+    kernels: Kernels,
+    free: Rc<Free>,
+    /// Made when first asked for.
+    blas: RefCell<Option<Rc<CudaBlas>>>,
+}
+
+/// A kernel's argument where it lies.
+pub(super) fn argument<T: Copy>(value: &T) -> *mut c_void {
+    std::ptr::from_ref(value).cast_mut().cast()
+}
+
+/// Launches a kernel on `blocks` × `threads`, with arguments of the very types that it declares.
+macro_rules! launch {
+    ($gpu:expr, $kernel:expr, $blocks:expr, $threads:expr, $($value:expr),+ $(,)?) => {
+        // SAFETY: each kernel is launched in one place, with the types and sizes that it declares; the emulated GPU runs every one of them.
+        unsafe { $gpu.launch(&$kernel, $blocks, $threads, &mut [$($crate::fused::gpu::argument(&$value)),+]) }
+    };
+}
+
+/// Launches an elementwise kernel over so many values; the last argument is their number.
+macro_rules! launch_each {
+    ($gpu:expr, $kernel:expr, $length:expr, $($value:expr),+ $(,)?) => {{
+        let (blocks, threads) = $crate::fused::gpu::Gpu::each($length);
+        $crate::fused::gpu::launch!($gpu, $kernel, blocks, threads, $($value),+)
+    }};
+}
+pub(super) use {launch, launch_each};
+
+impl Gpu {
+    /// The first GPU, with the kernels loaded.
+    pub(super) fn new() -> Result<Self, NetworkError> {
+        let device = device_of_dfdx()?;
+        Ok(Gpu { device, kernels: Kernels::load()?, free: Rc::default(), blas: RefCell::default() })
+    }
+
+    /// Blocks and threads for an elementwise kernel over so many values.
+    pub(super) fn each(length: usize) -> ((u32, u32, u32), (u32, u32)) {
+        ((length.div_ceil(THREADS as usize).clamp(1, BLOCKS) as u32, 1, 1), (THREADS, 1))
+    }
+
+    /// Memory for so many values of so many bytes; what is in it is not said.
+    pub(super) fn take(&self, values: usize, bytes: usize) -> Result<Buffer, NetworkError> {
+        let length = (values * bytes).next_multiple_of(PIECE).max(PIECE);
+        let held = self.free.borrow_mut().get_mut(&length).and_then(Vec::pop);
+        let slice = match held {
+            Some(slice) => slice,
+            // SAFETY: whoever takes it writes it before it is read.
+            None => unsafe { self.device.alloc(length) }
+                .or_else(|_| {
+                    // Perhaps what was given back in other sizes makes room.
+                    self.free.borrow_mut().clear();
+                    self.device.synchronize()?;
+                    // SAFETY: as above.
+                    unsafe { self.device.alloc(length) }
+                })
+                .map_err(said)?,
+        };
+        Ok(Buffer { slice: Some(slice), free: self.free.clone() })
+    }
+
+    /// Memory for so many `f32`.
+    pub(super) fn floats(&self, values: usize) -> Result<Buffer, NetworkError> {
+        self.take(values, 4)
+    }
+
+    /// Takes values to the GPU.
+    pub(super) fn upload<T: DeviceRepr>(&self, values: &[T]) -> Result<Buffer, NetworkError> {
+        let mut buffer = self.take(values.len(), size_of::<T>())?;
+        if let (Some(slice), false) = (&mut buffer.slice, values.is_empty()) {
+            // SAFETY: the type's values have no padding (`DeviceRepr`), and any memory may be read as bytes.
+            let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values)) };
+            self.device.htod_sync_copy_into(bytes, &mut slice.slice_mut(..bytes.len())).map_err(said)?;
+        }
+        Ok(buffer)
+    }
+
+    /// Brings `f32` back; waits for all that has been launched.
+    pub(super) fn download(&self, buffer: &Buffer, values: usize) -> Result<Vec<f32>, NetworkError> {
+        let bytes = self.download_bytes(buffer, 4 * values)?;
+        Ok(bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_ne_bytes(*bytes)).collect())
+    }
+
+    /// Brings `f64` back.
+    pub(super) fn download_doubles(&self, buffer: &Buffer, values: usize) -> Result<Vec<f64>, NetworkError> {
+        let bytes = self.download_bytes(buffer, 8 * values)?;
+        Ok(bytes.as_chunks::<8>().0.iter().map(|bytes| f64::from_ne_bytes(*bytes)).collect())
+    }
+
+    fn download_bytes(&self, buffer: &Buffer, length: usize) -> Result<Vec<u8>, NetworkError> {
+        let mut bytes = vec![0; length];
+        if let (Some(slice), false) = (&buffer.slice, bytes.is_empty()) {
+            self.device.dtoh_sync_copy_into(&slice.slice(..length), &mut bytes).map_err(said)?;
+        }
+        Ok(bytes)
+    }
+
+    /// See [`launch`].
+    ///
+    /// # Safety
+    ///
+    /// The arguments are those of the kernel, and what they point to is as long as it reads and writes.
+    pub(super) unsafe fn launch(
+        &self,
+        kernel: &str,
+        blocks: (u32, u32, u32),
+        threads: (u32, u32),
+        arguments: &mut [*mut c_void],
+    ) -> Result<(), NetworkError> {
+        let Some(function) = self.kernels.functions.get(kernel) else {
+            return Err(NetworkError::device(format!("the program has no kernel `{kernel}`: it was built without a CUDA compiler")));
+        };
+        self.device.bind_to_thread().map_err(said)?;
+        // SAFETY: as the caller promises.
+        unsafe { launch_kernel(*function, blocks, (threads.0, threads.1, 1), 0, *self.device.cu_stream(), arguments) }.map_err(said)
+    }
+
+    /// `out = left · right` of matrices that lie row by row, the left one `[rows, depth]` or, `is_left_turned`, the other way round; so the right
+    /// one, `[depth, columns]`. By cuBLAS, which reads column by column: there, all matrices are turned and the factors change places.
+    pub(super) fn multiply(
+        &self,
+        (left, is_left_turned): (&Buffer, bool),
+        (right, is_right_turned): (&Buffer, bool),
+        out: &mut Buffer,
+        (rows, depth, columns): (usize, usize, usize),
+    ) -> Result<(), NetworkError> {
+        let blas = self.blas()?;
+        let turned = |is_turned| if is_turned { Operation::CUBLAS_OP_T } else { Operation::CUBLAS_OP_N };
+        let size = |size: usize| i32::try_from(size).unwrap_or(i32::MAX);
+        let config = GemmConfig {
+            transa: turned(is_right_turned),
+            transb: turned(is_left_turned),
+            m: size(columns),
+            n: size(rows),
+            k: size(depth),
+            alpha: 1.0f32,
+            lda: size(if is_right_turned { depth } else { columns }),
+            ldb: size(if is_left_turned { rows } else { depth }),
+            beta: 0.0,
+            ldc: size(columns),
+        };
+        let (Some(left), Some(right), Some(out)) = (&left.slice, &right.slice, &mut out.slice) else { return Ok(()) };
+        // SAFETY: the buffers are at least so long, and any bytes are an `f32`.
+        let (left, right, out) = unsafe {
+            (left.transmute::<f32>(rows * depth), right.transmute::<f32>(depth * columns), out.transmute_mut::<f32>(rows * columns))
+        };
+        let (Some(left), Some(right), Some(mut out)) = (left, right, out) else {
+            return Err(NetworkError::device("a matrix is longer than its memory".into()));
+        };
+        // SAFETY: the sides are those of the matrices.
+        unsafe { blas.gemm(config, &right, &left, &mut out) }.map_err(|error| NetworkError::device(format!("{error:?}")))
+    }
+
+    fn blas(&self) -> Result<Rc<CudaBlas>, NetworkError> {
+        if let Some(blas) = &*self.blas.borrow() {
+            return Ok(blas.clone());
+        }
+        let blas = CudaBlas::new(self.device.clone()).map_err(|error| NetworkError::device(format!("cuBLAS: {error:?}")))?;
+        Ok(self.blas.borrow_mut().insert(Rc::new(blas)).clone())
+    }
+}
+
+/// What the driver says, as an error.
+fn said(error: DriverError) -> NetworkError {
+    NetworkError::device(format!("{error:?}"))
+}
