@@ -3,6 +3,7 @@
 // network to a kernel's arguments is walked as on a GPU; how a GPU rounds, and how fast it is, is not shown. Fresh memory is poisoned, and matrices
 // whose sides do not fit are refused as by cuBLAS. `cargo xtask cuda test --emulated` builds it.
 
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -188,10 +189,14 @@ DRIVER cuDevicePrimaryCtxRetain(void **context, int) { return *context = &kernel
 DRIVER cuDevicePrimaryCtxRelease_v2(int) { return OK; }
 DRIVER cuCtxSetCurrent(void *) { return OK; }
 DRIVER cuCtxGetCurrent(void **context) { return *context = &kernels, OK; }
-DRIVER cuEventCreate(void **event, unsigned) { return *event = &kernels, OK; }
-DRIVER cuEventRecord(void *, void *) { return OK; }
-DRIVER cuEventDestroy_v2(void *) { return OK; }
-DRIVER cuEventElapsedTime(float *, void *, void *) { return NOT_SUPPORTED; }
+typedef std::chrono::steady_clock Clock;
+DRIVER cuEventCreate(void **event, unsigned) { return *event = new Clock::time_point, OK; }
+DRIVER cuEventRecord(Clock::time_point *event, void *) { return *event = Clock::now(), OK; }
+DRIVER cuEventSynchronize(void *) { return OK; }
+DRIVER cuEventDestroy_v2(Clock::time_point *event) { return delete event, OK; }
+DRIVER cuEventElapsedTime(float *milliseconds, Clock::time_point *start, Clock::time_point *end) {
+    return *milliseconds = std::chrono::duration<float, std::milli>(*end - *start).count(), OK;
+}
 DRIVER cuStreamCreate(void **stream, unsigned) { return *stream = &kernels, OK; }
 DRIVER cuStreamDestroy_v2(void *) { return OK; }
 DRIVER cuStreamSynchronize(void *) { return OK; }
@@ -206,6 +211,8 @@ DRIVER cuMemAllocAsync(void **memory, size_t bytes, void *) {
     return OK;
 }
 DRIVER cuMemAlloc_v2(void **memory, size_t bytes) { return bytes == 0 ? INVALID_VALUE : cuMemAllocAsync(memory, bytes, 0); }
+DRIVER cuMemAllocHost_v2(void **memory, size_t bytes) { return cuMemAllocAsync(memory, bytes, 0); }
+DRIVER cuMemFreeHost(void *memory) { return free(memory), OK; }
 DRIVER cuMemFreeAsync(void *memory, void *) { return free(memory), OK; }
 DRIVER cuMemFree_v2(void *memory) { return free(memory), OK; }
 DRIVER cuMemGetInfo_v2(size_t *left, size_t *total) { return *left = *total = MEMORY, OK; }

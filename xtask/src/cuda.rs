@@ -99,7 +99,7 @@ fn test(options: &Options) -> Done {
     Ok(())
 }
 
-/// The reference network's speed on this machine's GPU, beside PyTorch's.
+/// The speed of networks on this machine's GPU, beside PyTorch's.
 fn measure(options: &Options) -> Done {
     if !has_gpu() {
         eprintln!("there is no NVIDIA GPU here (no driver is loaded): there is nothing to measure");
@@ -108,7 +108,7 @@ fn measure(options: &Options) -> Done {
     let toolkit = Toolkit::get(options.toolkit.as_deref(), &folder())?;
     let example = ["build", "--release", "--package", "episteme-network", "--example", "throughput", "--features", "cuda"];
     run(with(&toolkit, options).args(example))?;
-    bench::reference(&folder().join("release/examples/throughput"))
+    bench::networks(&folder().join("release/examples/throughput"))
 }
 
 /// Whether a driver is loaded; the second is that of Windows' subsystem.

@@ -1,6 +1,6 @@
 //! `apply.predict`: K and data to scored Parquet.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use arrow::array::{Float32Builder, ListBuilder, RecordBatch, StringBuilder};
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::examples::Examples;
 use crate::knowledge::Knowledge;
-use crate::views::Views;
+use crate::views::{Judging, Views};
 
 /// Judges examples with a model: id, true label where known, predicted label, confidence, and the probability of each class.
 /// Data that has not been through f goes through the model's own.
@@ -144,6 +144,18 @@ impl Predict {
 fn judge(models: &[Knowledge], examples: &Examples, rows: &[usize], views: Views, context: &RunContext) -> Result<Vec<f32>, StageError> {
     let progress = context.progress("examples", Some(rows.len() as u64), "examples");
     let mut probabilities = Vec::with_capacity(rows.len() * models[0].classes.len());
+    let mut begun: VecDeque<(usize, Vec<Judging<'_>>)> = VecDeque::new();
+    let mut end = |(examples, judging): (usize, Vec<Judging<'_>>)| {
+        let mut judged = judging.into_iter().map(Judging::end);
+        let mut sums = judged.next().transpose()?.unwrap_or_default();
+        for one in judged {
+            sums.iter_mut().zip(one?).for_each(|(sum, one)| *sum += one);
+        }
+        let share = 1.0 / models.len() as f32;
+        probabilities.extend(sums.into_iter().map(|sum| share * sum));
+        progress.add(examples as u64);
+        Ok(())
+    };
     let follows = |before: &usize, after: &usize| !examples.in_runs() || before + 1 == *after;
     let batches = rows.chunk_by(follows).flat_map(|run| run.chunks(BATCH));
     each_ahead(
@@ -152,17 +164,13 @@ fn judge(models: &[Knowledge], examples: &Examples, rows: &[usize], views: Views
         |batch, gathered| {
             context.check_stop()?;
             let input = examples.input(gathered);
-            let mut judged = models.iter().map(|model| views.judge(&model.network, input, model.shape()));
-            let mut sums = judged.next().transpose()?.unwrap_or_default();
-            for one in judged {
-                sums.iter_mut().zip(one?).for_each(|(sum, one)| *sum += one);
-            }
-            let share = 1.0 / models.len() as f32;
-            probabilities.extend(sums.into_iter().map(|sum| share * sum));
-            progress.add(batch.len() as u64);
-            Ok(())
+            let judging = models.iter().map(|model| views.begin(&model.network, input, model.shape())).collect::<Result<_, _>>()?;
+            begun.push_back((batch.len(), judging));
+            // A GPU computes one batch while the next is taken to its memory, and the one after that is read.
+            if begun.len() > 1 { begun.pop_front().map_or(Ok(()), &mut end) } else { Ok(()) }
         },
     )?;
+    begun.into_iter().try_for_each(end)?;
     Ok(probabilities)
 }
 

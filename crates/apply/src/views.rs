@@ -1,7 +1,7 @@
 //! The views in which an image is judged (test-time augmentation).
 
 use artifact::{Doing, StageError};
-use network::{Input, Network, Shape};
+use network::{Input, Network, Pending, Shape};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use transform::View;
@@ -36,25 +36,42 @@ impl Views {
         }
     }
 
-    /// The probability of each class of each example, `[examples, classes]`.
+    /// Begins to judge examples: what each view of them will be judged as, and its part in the average.
     ///
     /// # Errors
     /// When examples that are no images shall be seen in several views.
-    pub fn judge(self, network: &Network, input: Input<'_>, shape: Shape) -> Result<Vec<f32>, StageError> {
+    pub fn begin<'n>(self, network: &'n Network, input: Input<'_>, shape: Shape) -> Result<Judging<'n>, StageError> {
         if self.is_one() {
-            return network.probabilities(input).doing(|| "judging examples".into());
+            return Ok(Judging(vec![(network.begin(input).doing(|| "judging examples".into())?, 1.0)]));
         }
         let (Input::Pixels { bytes, normalisation }, Shape::Image { height, width, channels }) = (input, shape) else {
             return Err(StageError::new("`views` mirrors and moves images, and the model takes rows of features").help("take `views` out"));
         };
-        let mut sums = Vec::new();
         let mut seen = vec![0; bytes.len()];
         let len = height * width * channels;
+        let mut judging = Vec::new();
         for (view, share) in self.all() {
             let images = bytes.chunks_exact(len).zip(seen.chunks_exact_mut(len));
             images.for_each(|(image, seen)| view.write(image, (height, width, channels), seen));
-            let judged = network.probabilities(Input::Pixels { bytes: &seen, normalisation });
-            let judged = judged.doing(|| "judging a view of the examples".into())?;
+            let begun = network.begin(Input::Pixels { bytes: &seen, normalisation });
+            judging.push((begun.doing(|| "judging a view of the examples".into())?, share));
+        }
+        Ok(Judging(judging))
+    }
+}
+
+/// Examples that are being judged in some views.
+pub struct Judging<'n>(Vec<(Pending<'n>, f32)>);
+
+impl Judging<'_> {
+    /// The probability of each class of each example, `[examples, classes]`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn end(self) -> Result<Vec<f32>, StageError> {
+        let mut sums = Vec::new();
+        for (pending, share) in self.0 {
+            let judged = pending.probabilities().doing(|| "judging examples".into())?;
             sums.resize(judged.len(), 0.0);
             sums.iter_mut().zip(judged).for_each(|(sum, one)| *sum += share * one);
         }
@@ -77,7 +94,7 @@ mod tests {
     fn features_have_no_other_side() -> Result<(), Box<dyn std::error::Error>> {
         let architecture = network::Architecture { input: Shape::Features(1), layers: vec!["dense 2".parse()?] };
         let network = Network::new(&architecture, 1)?;
-        let judged = |views: Views| views.judge(&network, Input::Floats(&[1.0]), Shape::Features(1));
+        let judged = |views: Views| views.begin(&network, Input::Floats(&[1.0]), Shape::Features(1)).and_then(Judging::end);
         assert_eq!(judged(Views::One)?.len(), 2);
         assert!(judged(Views::Flip).is_err());
         Ok(())

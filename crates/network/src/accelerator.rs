@@ -7,11 +7,13 @@
 
 use std::{
     any::Any,
+    collections::BTreeMap,
     fmt::Display,
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
         mpsc::{Sender, channel},
     },
     thread,
@@ -120,12 +122,15 @@ pub(crate) struct Fetched {
     pub(crate) average: Option<Average>,
 }
 
+/// Waits for what was begun, and brings it back.
+pub(crate) type Waiting = Box<dyn FnOnce() -> Result<Vec<f32>, NetworkError>>;
+
 /// What computes on a device.
 pub(crate) trait Engine {
     /// Forward, loss and backward pass.
     fn learn(&mut self, state: &State, lesson: &Lesson) -> Result<Learnt, NetworkError>;
-    /// The logits of each example, `[examples, classes]`.
-    fn logits(&mut self, state: &State, input: &Values) -> Result<Vec<f32>, NetworkError>;
+    /// Begins to compute the logits of each example, `[examples, classes]`.
+    fn submit(&mut self, state: &State, input: &Values) -> Result<Waiting, NetworkError>;
 
     /// Takes examples of another shape from now on, with blocks planned for it; false if a new engine has to be made for them.
     fn resize(&mut self, _blocks: &[Placed], _input: Shape) -> bool {
@@ -159,11 +164,20 @@ fn no_courses() -> NetworkError {
     NetworkError::Device("this engine has no courses".into())
 }
 
-type Job = Box<dyn FnOnce(&mut dyn Engine) + Send>;
+/// What the thread works at.
+struct Desk<'a> {
+    engine: &'a mut dyn Engine,
+    /// What was begun and nobody has asked for yet, by number.
+    waiting: BTreeMap<u64, Result<Waiting, NetworkError>>,
+}
+
+type Job = Box<dyn FnOnce(&mut Desk<'_>) + Send>;
 
 /// A device at work for a network; it is given back when this is dropped.
 pub(crate) struct Accelerator {
     jobs: Sender<Job>,
+    /// Numbers given to what was begun.
+    begun: AtomicU64,
     /// What went wrong where nobody waited for it.
     failure: Arc<Mutex<Option<NetworkError>>>,
 }
@@ -178,13 +192,14 @@ impl Accelerator {
             match made {
                 Ok(mut engine) => {
                     let _ = ready.send(Ok(()));
-                    queue.iter().for_each(|job| job(&mut engine));
+                    let mut desk = Desk { engine: &mut engine, waiting: BTreeMap::new() };
+                    queue.iter().for_each(|job| job(&mut desk));
                 }
                 Err(error) => drop(ready.send(Err(error))),
             }
         });
         is_ready.recv().map_err(gone)??;
-        Ok(Accelerator { jobs, failure: Arc::default() })
+        Ok(Accelerator { jobs, begun: AtomicU64::new(0), failure: Arc::default() })
     }
 
     /// [`Engine::learn`] on its thread.
@@ -192,9 +207,30 @@ impl Accelerator {
         self.ask(move |engine| engine.learn(&state, &lesson))
     }
 
-    /// [`Engine::logits`] on its thread.
-    pub(crate) fn logits(&self, state: State, input: Values) -> Result<Vec<f32>, NetworkError> {
-        self.ask(move |engine| engine.logits(&state, &input))
+    /// [`Engine::submit`] on its thread, which is not waited for; gives the number by which to [collect](Self::collect) the logits, or to
+    /// [forget](Self::forget) them.
+    pub(crate) fn submit(&self, state: State, input: Values) -> Result<u64, NetworkError> {
+        let number = self.begun.fetch_add(1, Ordering::Relaxed);
+        let job: Job = Box::new(move |desk| {
+            let begun = catch_unwind(AssertUnwindSafe(|| desk.engine.submit(&state, &input)));
+            desk.waiting.insert(number, begun.unwrap_or_else(|panic| Err(panicked(panic.as_ref()))));
+        });
+        self.jobs.send(job).map_err(gone)?;
+        Ok(number)
+    }
+
+    /// The logits of what was begun.
+    pub(crate) fn collect(&self, number: u64) -> Result<Vec<f32>, NetworkError> {
+        self.ask_desk(move |desk| match desk.waiting.remove(&number) {
+            Some(waiting) => waiting?(),
+            None => Err(NetworkError::Device("this was asked for already".into())),
+        })
+    }
+
+    /// Lets go of what was begun.
+    pub(crate) fn forget(&self, number: u64) {
+        // A thread that has ended has forgotten it.
+        let _ = self.jobs.send(Box::new(move |desk| drop(desk.waiting.remove(&number))));
     }
 
     /// [`Engine::resize`] on its thread.
@@ -216,10 +252,10 @@ impl Accelerator {
     pub(crate) fn stride(&self, stride: Stride) -> Result<(), NetworkError> {
         self.check()?;
         let failure = self.failure.clone();
-        let job: Job = Box::new(move |engine| {
+        let job: Job = Box::new(move |desk| {
             let mut failure = failure.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             if failure.is_none() {
-                let done = catch_unwind(AssertUnwindSafe(|| engine.stride(&stride)));
+                let done = catch_unwind(AssertUnwindSafe(|| desk.engine.stride(&stride)));
                 *failure = done.unwrap_or_else(|panic| Err(panicked(panic.as_ref()))).err();
             }
         });
@@ -245,9 +281,16 @@ impl Accelerator {
         &self,
         work: impl FnOnce(&mut dyn Engine) -> Result<T, NetworkError> + Send + 'static,
     ) -> Result<T, NetworkError> {
+        self.ask_desk(move |desk| work(desk.engine))
+    }
+
+    fn ask_desk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Desk<'_>) -> Result<T, NetworkError> + Send + 'static,
+    ) -> Result<T, NetworkError> {
         let (answer, answered) = channel();
-        let job: Job = Box::new(move |engine| {
-            let done = catch_unwind(AssertUnwindSafe(|| work(engine)));
+        let job: Job = Box::new(move |desk| {
+            let done = catch_unwind(AssertUnwindSafe(|| work(desk)));
             // Whoever asked waits for it.
             let _ = answer.send(done.unwrap_or_else(|panic| Err(panicked(panic.as_ref()))));
         });
@@ -279,9 +322,9 @@ mod tests {
             panic!("called `Result::unwrap()` on an `Err` value: DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")")
         }
 
-        fn logits(&mut self, state: &State, _: &Values) -> Result<Vec<f32>, NetworkError> {
+        fn submit(&mut self, state: &State, _: &Values) -> Result<Waiting, NetworkError> {
             assert!(!state.parameters.is_empty(), "there are no weights");
-            Ok(vec![1.0])
+            Ok(Box::new(|| Ok(vec![1.0])))
         }
     }
 
@@ -290,10 +333,23 @@ mod tests {
         let accelerator = Accelerator::start(|| Ok(Careless)).unwrap();
         let logits = |parameters| {
             let input = Values::Floats(Arc::new(vec![0.0].into()));
-            accelerator.logits(State { parameters, running: Vec::new() }, input)
+            accelerator.collect(accelerator.submit(State { parameters, running: Vec::new() }, input).unwrap())
         };
         assert!(logits(Vec::new()).unwrap_err().to_string().contains("there are no weights"));
         assert_eq!(logits(vec![(0, Arc::default())]).unwrap(), [1.0]);
+    }
+
+    #[test]
+    fn what_was_begun_is_collected_once_in_any_order_or_forgotten() {
+        let accelerator = Accelerator::start(|| Ok(Careless)).unwrap();
+        let submit = || {
+            let input = Values::Floats(Arc::new(vec![0.0].into()));
+            accelerator.submit(State { parameters: vec![(0, Arc::default())], running: Vec::new() }, input).unwrap()
+        };
+        let (first, second, third) = (submit(), submit(), submit());
+        accelerator.forget(second);
+        assert_eq!((accelerator.collect(third).unwrap(), accelerator.collect(first).unwrap()), (vec![1.0], vec![1.0]));
+        assert!(accelerator.collect(first).is_err() && accelerator.collect(second).is_err());
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod gpu;
 mod layers;
 mod learn;
 mod product;
+mod profile;
 
 use std::{rc::Rc, sync::Arc};
 
@@ -22,7 +23,7 @@ use self::{
     product::{Geometry, Product, Weights, dense_as_conv},
 };
 use crate::{
-    accelerator::{Begin, Engine, Fetched, Learnt, Lesson, State, Stride, WholeSet},
+    accelerator::{Begin, Engine, Fetched, Learnt, Lesson, State, Stride, Waiting, WholeSet},
     architecture::Shape,
     batchnorm::{BatchNorm, Running},
     conv::Conv,
@@ -32,7 +33,7 @@ use crate::{
     layer::{Activation, PoolKind},
     loss::StepReport,
     network::Cursor,
-    plan::{Block, Placed},
+    plan::{self, Block, Placed},
     pool::Pool,
     residual::Residual,
 };
@@ -109,11 +110,9 @@ struct Found {
 }
 
 /// A batch on its way through the layers.
-struct Pass<'a> {
+struct Pass {
     /// Seed and step of the dropout masks; none at inference.
     training: Option<(u64, u64)>,
-    /// The batch norms' running statistics, for inference.
-    running: &'a [Running],
     cursor: Cursor,
     statistics: Vec<(Rc<Statistics>, f32)>,
 }
@@ -125,6 +124,8 @@ pub(crate) struct Fused {
     input: Shape,
     /// Weights, with the version that was last taken here.
     held: Vec<Option<(u64, Rc<Buffer>)>>,
+    /// Running statistics as they were last taken here.
+    running: Vec<(Running, Statistics)>,
     set: Option<Set>,
     course: Option<Course>,
 }
@@ -133,7 +134,7 @@ impl Fused {
     /// Takes a network's blocks to the first GPU.
     pub(crate) fn new(blocks: &[Placed], input: Shape, precision: Precision) -> Done<Self> {
         let operations = Operations { gpu: Rc::new(Gpu::new()?), precision };
-        Ok(Fused { operations, blocks: blocks.to_vec(), input, held: Vec::new(), set: None, course: None })
+        Ok(Fused { operations, blocks: blocks.to_vec(), input, held: Vec::new(), running: Vec::new(), set: None, course: None })
     }
 
     fn gpu(&self) -> &Gpu {
@@ -151,6 +152,19 @@ impl Fused {
         Ok(())
     }
 
+    /// Takes running statistics to the GPU, if they are others.
+    fn take_running(&mut self, running: &[Running]) -> Done<()> {
+        if self.running.iter().map(|(held, _)| held).ne(running) {
+            let norms = plan::leaves(&self.blocks).into_iter().filter_map(|placed| match &placed.block {
+                Block::BatchNorm(norm) => Some(norm.epsilon),
+                _ => None,
+            });
+            let take = |(epsilon, running): (f32, &Running)| Ok((running.clone(), self.operations.running(epsilon, running)?));
+            self.running = norms.zip(running).map(take).collect::<Done<_>>()?;
+        }
+        Ok(())
+    }
+
     fn weight(&self, index: usize) -> Rc<Buffer> {
         match &self.held[index] {
             Some((_, buffer)) => buffer.clone(),
@@ -159,7 +173,7 @@ impl Fused {
     }
 
     /// Takes a batch through blocks that follow each other; the ways back are in their order.
-    fn pass(&self, blocks: &[Placed], input: Maps, pass: &mut Pass<'_>, backs: &mut Vec<Back>) -> Done<Maps> {
+    fn pass(&self, blocks: &[Placed], input: Maps, pass: &mut Pass, backs: &mut Vec<Back>) -> Done<Maps> {
         let mut flow = input;
         for Placed { block, .. } in blocks {
             flow = match block {
@@ -189,7 +203,7 @@ impl Fused {
     }
 
     /// A convolution with its activation, and the pooling that follows.
-    fn conv(&self, conv: &Conv, input: &Maps, are_logits: bool, pass: &Pass<'_>, backs: &mut Vec<Back>) -> Done<Maps> {
+    fn conv(&self, conv: &Conv, input: &Maps, are_logits: bool, pass: &Pass, backs: &mut Vec<Back>) -> Done<Maps> {
         let at = Geometry::of(conv, input.batch)?;
         let is_training = pass.training.is_some();
         let index = pass.cursor.parameter;
@@ -240,13 +254,12 @@ impl Fused {
         Ok(output)
     }
 
-    fn norm(&self, norm: &BatchNorm, input: &Maps, pass: &mut Pass<'_>, backs: &mut Vec<Back>) -> Done<Maps> {
+    fn norm(&self, norm: &BatchNorm, input: &Maps, pass: &mut Pass, backs: &mut Vec<Back>) -> Done<Maps> {
         let (index, operations) = (pass.cursor.parameter, self.operations.clone());
         let (scale, shift) = (self.weight(index), self.weight(index + 1));
         if pass.training.is_none() {
-            let running = &pass.running[pass.cursor.running];
-            let statistics = operations.running(norm, &running.mean, &running.variance)?;
-            return operations.norm(norm, &statistics, (&scale, &shift), input);
+            let (_, statistics) = &self.running[pass.cursor.running];
+            return operations.norm(norm, statistics, (&scale, &shift), input);
         }
         let statistics = Rc::new(operations.statistics(norm, input)?);
         let output = operations.norm(norm, &statistics, (&scale, &shift), input)?;
@@ -262,7 +275,7 @@ impl Fused {
         Ok(output)
     }
 
-    fn residual(&self, residual: &Residual, input: Maps, pass: &mut Pass<'_>, backs: &mut Vec<Back>) -> Done<Maps> {
+    fn residual(&self, residual: &Residual, input: Maps, pass: &mut Pass, backs: &mut Vec<Back>) -> Done<Maps> {
         let is_training = pass.training.is_some();
         let (mut ways, mut other_ways) = (Vec::new(), Vec::new());
         let one = self.pass(&residual.branch, input.clone(), pass, &mut ways)?;
@@ -293,7 +306,7 @@ impl Fused {
     /// Forward, loss and backward pass; the report is added to.
     fn lesson(&self, examples: Maps, labels: Pointer, lesson: &Task<'_>, report: &Buffer) -> Done<Taught> {
         let mut backs = Vec::new();
-        let mut pass = Pass { training: Some((lesson.seed, lesson.step)), running: &[], cursor: Cursor::default(), statistics: Vec::new() };
+        let mut pass = Pass { training: Some((lesson.seed, lesson.step)), cursor: Cursor::default(), statistics: Vec::new() };
         let flow = self.pass(&self.blocks, examples, &mut pass, &mut backs)?;
         let logits = self.operations.to_floats(flow, self.ends_in_logits())?;
         let gradient = self.operations.loss(&logits, labels, lesson.punished, lesson.share, report)?;
@@ -307,13 +320,16 @@ impl Fused {
         matches!(self.blocks.last().map(|placed| &placed.block), Some(Block::Dense(_)))
     }
 
-    fn infer(&mut self, state: &State, input: &Values) -> Done<Vec<f32>> {
+    fn infer(&mut self, state: &State, input: &Values) -> Done<Waiting> {
         self.take(state)?;
-        let examples = Set::of(self.gpu(), input, self.input, None)?.all(&self.operations)?;
-        let mut pass = Pass { training: None, running: &state.running, cursor: Cursor::default(), statistics: Vec::new() };
+        self.take_running(&state.running)?;
+        let mut set = Set::of(self.gpu(), input, self.input, None)?;
+        let examples = set.all(&self.operations)?;
+        let mut pass = Pass { training: None, cursor: Cursor::default(), statistics: Vec::new() };
         let flow = self.pass(&self.blocks, examples, &mut pass, &mut Vec::new())?;
         let logits = self.operations.to_floats(flow, self.ends_in_logits())?;
-        self.gpu().download(&logits.buffer, logits.len())
+        let answer = self.operations.gpu.answer(&logits.buffer, logits.len(), Box::new(set))?;
+        Ok(Box::new(move || answer.wait()))
     }
 }
 
@@ -350,7 +366,8 @@ impl Engine for Fused {
     fn learn(&mut self, state: &State, lesson: &Lesson) -> Result<Learnt, NetworkError> {
         self.take(state)?;
         let (gpu, count) = (self.operations.gpu.clone(), lesson.labels.len());
-        let examples = Set::of(&gpu, &lesson.input, self.input, None)?.all(&self.operations)?;
+        let mut set = Set::of(&gpu, &lesson.input, self.input, None)?;
+        let examples = set.all(&self.operations)?;
         let (labels, report) = (gpu.upload(&lesson.labels)?, gpu.upload(&[0.0f64; 2])?);
         let is_frozen = vec![false; state.parameters.len()];
         let punished = Punished::upload(&gpu, &lesson.options)?;
@@ -374,7 +391,7 @@ impl Engine for Fused {
         })
     }
 
-    fn logits(&mut self, state: &State, input: &Values) -> Result<Vec<f32>, NetworkError> {
+    fn submit(&mut self, state: &State, input: &Values) -> Result<Waiting, NetworkError> {
         self.infer(state, input)
     }
 

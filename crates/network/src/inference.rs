@@ -59,8 +59,8 @@ impl Network {
     /// If the input does not hold a whole number of examples.
     pub fn logits(&self, input: Input<'_>) -> Result<Vec<f32>, NetworkError> {
         let count = self.count(input)?;
-        if let Some(accelerator) = &self.accelerator {
-            return accelerator.logits(self.state(), input.to_values());
+        if self.accelerator.is_some() {
+            return self.begin(input)?.logits();
         }
         let (input_len, classes) = (self.architecture().input.len(), self.classes());
         let mut out = vec![0.0; count * classes];
@@ -85,9 +85,7 @@ impl Network {
     ///
     /// As [`Network::logits`].
     pub fn probabilities(&self, input: Input<'_>) -> Result<Vec<f32>, NetworkError> {
-        let mut values = self.logits(input)?;
-        values.par_chunks_mut(self.classes()).for_each(loss::softmax);
-        Ok(values)
+        self.begin(input)?.probabilities()
     }
 
     /// The loss and the number of hits on labelled examples, without learning from them.
@@ -110,6 +108,70 @@ impl Network {
         let mut pass = Pass { count, channels: self.architecture().input.channels(), scratch };
         pass.steps(self.steps(), input, buffers);
         out.copy_from_slice(sized(&mut buffers.current, out.len()));
+    }
+}
+
+/// Logits that may still be on their way: see [`Network::begin`].
+pub struct Pending<'n> {
+    network: &'n Network,
+    logits: Logits,
+}
+
+enum Logits {
+    Here(Vec<f32>),
+    /// At an accelerator, by number.
+    There(u64),
+}
+
+impl Network {
+    /// Begins to compute [`Network::logits`]. A GPU goes on with it, and takes the next examples to its memory, while the caller does something
+    /// else; on this processor it is done when this returns.
+    ///
+    /// # Errors
+    ///
+    /// If the input does not hold a whole number of examples.
+    pub fn begin(&self, input: Input<'_>) -> Result<Pending<'_>, NetworkError> {
+        self.count(input)?;
+        let logits = match &self.accelerator {
+            Some(accelerator) => Logits::There(accelerator.submit(self.state(), input.to_values())?),
+            None => Logits::Here(self.logits(input)?),
+        };
+        Ok(Pending { network: self, logits })
+    }
+}
+
+impl Pending<'_> {
+    /// Waits for the logits, `[examples, classes]`.
+    ///
+    /// # Errors
+    ///
+    /// If the device fails.
+    pub fn logits(mut self) -> Result<Vec<f32>, NetworkError> {
+        match (mem::replace(&mut self.logits, Logits::Here(Vec::new())), &self.network.accelerator) {
+            (Logits::Here(logits), _) => Ok(logits),
+            (Logits::There(number), Some(accelerator)) => accelerator.collect(number),
+            (Logits::There(_), None) => unreachable!("the network is borrowed as long as this is there"),
+        }
+    }
+
+    /// Waits for the probabilities, `[examples, classes]`: the softmax of the logits.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pending::logits`].
+    pub fn probabilities(self) -> Result<Vec<f32>, NetworkError> {
+        let classes = self.network.classes();
+        let mut values = self.logits()?;
+        values.par_chunks_mut(classes).for_each(loss::softmax);
+        Ok(values)
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        if let (Logits::There(number), Some(accelerator)) = (&self.logits, &self.network.accelerator) {
+            accelerator.forget(*number);
+        }
     }
 }
 

@@ -99,6 +99,7 @@ pub use course::{Set, Sight};
 pub use device::{Device, Placement, Precision};
 pub use error::NetworkError;
 pub use examples::{Input, Normalisation};
+pub use inference::Pending;
 pub use layer::{Activation, Axes, BatchNormalisation, Convolution, LayerParseError, LayerSpec, Padding, PoolKind, Pooling, Residual};
 pub use loss::{LossOptions, StepReport};
 pub use network::{Batch, Network, Snapshot};

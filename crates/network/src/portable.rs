@@ -1,7 +1,7 @@
 //! The network by dfdx's public tensor operations alone, so that it runs on any of dfdx's devices.
 //!
-//! On `Cuda` this is how a network computes on a GPU. On `Cpu` the very same code is held against plain loops in f64 and against the engine
-//! of this crate, which is how it is tested where there is no GPU. It keeps to what is deterministic on every device; see `operations`.
+//! It is the reference that the kernels for GPUs (`fused`) are held against there. On `Cpu` the very same code is held against plain loops in f64 and
+//! against the engine of this crate. It keeps to what is deterministic on every device; see `operations`.
 //!
 //! Weights, statistics and the optimiser's state stay with the [`Network`](crate::Network): a step takes the weights to the device and brings
 //! their gradients back. That costs a fraction of a millisecond, and leaves one optimiser, one checkpoint and one file format for all devices.
@@ -29,7 +29,7 @@ use self::{
     operations::{activate, activation_gradient},
 };
 use crate::{
-    accelerator::{Engine, Learnt, Lesson, State},
+    accelerator::{Engine, Learnt, Lesson, State, Waiting},
     architecture::Shape,
     batchnorm::BatchNorm,
     conv::Conv,
@@ -270,8 +270,9 @@ impl<D: Device<f32>> Engine for Portable<D> {
         Portable::learn(self, state, lesson).map_err(failed::<D>)
     }
 
-    fn logits(&mut self, state: &State, input: &Values) -> Result<Vec<f32>, NetworkError> {
-        self.infer(state, input).map_err(failed::<D>)
+    fn submit(&mut self, state: &State, input: &Values) -> Result<Waiting, NetworkError> {
+        let logits = self.infer(state, input).map_err(failed::<D>)?;
+        Ok(Box::new(move || Ok(logits)))
     }
 }
 

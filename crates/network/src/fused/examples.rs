@@ -24,7 +24,7 @@ struct Images {
     cutout: i32,
 }
 
-/// A set on the GPU.
+/// A set on the GPU. It is let go when all that reads it is done.
 pub(super) struct Set {
     count: usize,
     values: Buffer,
@@ -33,6 +33,8 @@ pub(super) struct Set {
     labels: Option<Buffer>,
     shape: Shape,
     cutout: usize,
+    /// Of all examples; they are let go together with the set.
+    sights: Option<Buffer>,
 }
 
 impl Set {
@@ -40,14 +42,22 @@ impl Set {
     pub(super) fn of(gpu: &Gpu, values: &Values, shape: Shape, whole: Option<&WholeSet>) -> Done<Self> {
         let fill = whole.map(|whole| whole.fill.clone()).filter(|fill| !fill.is_empty()).unwrap_or_else(|| vec![0; shape.channels()]);
         let (held, pixels, count) = match values {
-            Values::Floats(floats) => (gpu.upload(floats.as_ref())?, None, floats.len()),
+            Values::Floats(floats) => (gpu.upload_aside(floats.as_ref())?, None, floats.len()),
             Values::Pixels { bytes, normalisation } => {
-                let (scale, shift) = (gpu.upload(&normalisation.scale)?, gpu.upload(&normalisation.shift)?);
-                (gpu.upload(bytes.as_ref())?, Some((scale, shift, gpu.upload(&fill)?)), bytes.len())
+                let (scale, shift) = (gpu.upload_aside(&normalisation.scale)?, gpu.upload_aside(&normalisation.shift)?);
+                (gpu.upload_aside(bytes.as_ref())?, Some((scale, shift, gpu.upload_aside(&fill)?)), bytes.len())
             }
         };
-        let labels = whole.map(|whole| gpu.upload(&whole.labels)).transpose()?;
-        Ok(Set { count: count / shape.len(), values: held, pixels, labels, shape, cutout: whole.map_or(0, |whole| whole.cutout) })
+        let labels = whole.map(|whole| gpu.upload_aside(&whole.labels)).transpose()?;
+        Ok(Set {
+            count: count / shape.len(),
+            values: held,
+            pixels,
+            labels,
+            shape,
+            cutout: whole.map_or(0, |whole| whole.cutout),
+            sights: None,
+        })
     }
 
     /// The same of a set that stays, if it takes no more than half of the memory that is free.
@@ -65,10 +75,12 @@ impl Set {
     }
 
     /// All examples as they are.
-    pub(super) fn all(&self, operations: &Operations) -> Done<Maps> {
+    pub(super) fn all(&mut self, operations: &Operations) -> Done<Maps> {
         let sights: Vec<Sight> = (0..self.count as i32).map(|row| Sight { row, ..Sight::default() }).collect();
-        let sights = operations.gpu.upload(&sights)?;
-        self.see(operations, sights.pointer(), self.count, self.shape)
+        let sights = operations.gpu.upload_aside(&sights)?;
+        let maps = self.see(operations, sights.pointer(), self.count, self.shape)?;
+        self.sights = Some(sights);
+        Ok(maps)
     }
 
     /// Some examples, as images of that shape.

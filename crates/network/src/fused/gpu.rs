@@ -1,6 +1,7 @@
 //! A GPU's memory and kernels, as the engine uses them. All work is in the one stream that dfdx uses, too, so it happens in program order.
 
 use std::{
+    any::Any,
     cell::RefCell,
     collections::{BTreeMap, HashMap},
     ffi::{CString, c_void},
@@ -11,14 +12,18 @@ use std::{
 use cudarc::{
     cublas::{CudaBlas, Gemm, GemmConfig, sys::cublasOperation_t as Operation},
     driver::{
-        CudaDevice, CudaSlice, DevicePtr, DeviceRepr, DeviceSlice, DriverError,
-        result::{launch_kernel, module},
-        sys::{CUfunction, CUmodule},
+        CudaDevice, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DeviceSlice, DriverError,
+        result::{event, launch_kernel, memcpy_dtoh_async, memcpy_htod_async, module, stream},
+        sys::{CUevent, CUevent_flags, CUfunction, CUmodule, cuEventSynchronize, cuMemAllocHost_v2, cuMemFreeHost},
     },
 };
 use dfdx::tensor::{Cuda, Gradients, Tensor, ZerosTensor};
 
+use super::profile::Profile;
 use crate::error::NetworkError;
+
+/// Set, it has kernels timed, one by one, and the times told at the end: `EPISTEME_GPU_PROFILE=1`.
+const PROFILE: &str = "EPISTEME_GPU_PROFILE";
 
 /// `kernels/kernels.cu`, compiled by the build script.
 const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
@@ -111,11 +116,20 @@ impl Drop for Buffer {
 
 /// A GPU with the kernels on it.
 pub(super) struct Gpu {
-    device: Arc<CudaDevice>,
     kernels: Kernels,
     free: Rc<Free>,
+    /// Takes examples to the GPU beside its work.
+    copies: CudaStream,
+    /// Memory that only it writes, so that nobody has to wait for anybody: it is given back when what reads it is done.
+    aside: Rc<Free>,
+    /// Memory of this machine that the GPU writes by itself, as far as nobody waits for it.
+    pinned: RefCell<Vec<Pinned>>,
+    /// Where the time goes, if that is asked for.
+    profile: Option<Profile>,
     /// Made when first asked for.
     blas: RefCell<Option<Rc<CudaBlas>>>,
+    /// Last, so that all else goes before it.
+    device: Arc<CudaDevice>,
 }
 
 /// A kernel's argument where it lies.
@@ -144,7 +158,10 @@ impl Gpu {
     /// The first GPU, with the kernels loaded.
     pub(super) fn new() -> Result<Self, NetworkError> {
         let device = device_of_dfdx()?;
-        Ok(Gpu { device, kernels: Kernels::load()?, free: Rc::default(), blas: RefCell::default() })
+        let copies = device.fork_default_stream().map_err(said)?;
+        let (free, aside, pinned, blas) = (Rc::default(), Rc::default(), RefCell::default(), RefCell::default());
+        let profile = std::env::var_os(PROFILE).map(|_| Profile::default());
+        Ok(Gpu { kernels: Kernels::load()?, free, copies, aside, pinned, profile, blas, device })
     }
 
     /// Blocks and threads for an elementwise kernel over so many values.
@@ -181,11 +198,52 @@ impl Gpu {
     pub(super) fn upload<T: DeviceRepr>(&self, values: &[T]) -> Result<Buffer, NetworkError> {
         let mut buffer = self.take(values.len(), size_of::<T>())?;
         if let (Some(slice), false) = (&mut buffer.slice, values.is_empty()) {
-            // SAFETY: the type's values have no padding (`DeviceRepr`), and any memory may be read as bytes.
-            let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values)) };
+            let bytes = as_bytes(values);
             self.device.htod_sync_copy_into(bytes, &mut slice.slice_mut(..bytes.len())).map_err(said)?;
         }
         Ok(buffer)
+    }
+
+    /// The same beside the GPU's work, which goes on. Whoever drops the buffer has waited for all that reads it.
+    pub(super) fn upload_aside<T: DeviceRepr>(&self, values: &[T]) -> Result<Buffer, NetworkError> {
+        let length = size_of_val(values).next_multiple_of(PIECE).max(PIECE);
+        let held = self.aside.borrow_mut().get_mut(&length).and_then(Vec::pop);
+        let slice = match held {
+            Some(slice) => slice,
+            None => {
+                // SAFETY: it is written below.
+                let slice = unsafe { self.device.alloc(length) }.map_err(said)?;
+                // It is there once the GPU comes to it.
+                self.copies.wait_for_default().map_err(said)?;
+                slice
+            }
+        };
+        // SAFETY: the slice is at least so long, nothing reads it yet, and the values stay until the copy is done.
+        unsafe { memcpy_htod_async(*slice.device_ptr(), as_bytes(values), self.copies.stream) }.map_err(said)?;
+        // SAFETY: the stream is there as long as this is.
+        unsafe { stream::synchronize(self.copies.stream) }.map_err(said)?;
+        Ok(Buffer { slice: Some(slice), free: self.aside.clone() })
+    }
+
+    /// Has so many `f32` brought back when the GPU comes to it. `kept` is let go when that is done.
+    pub(super) fn answer(self: &Rc<Self>, buffer: &Buffer, values: usize, kept: Box<dyn Any>) -> Result<Answer, NetworkError> {
+        let bytes = (4 * values).next_multiple_of(PIECE).max(PIECE);
+        let at = self.pinned.borrow().iter().position(|pinned| pinned.bytes >= bytes);
+        let pinned = match at {
+            Some(at) => self.pinned.borrow_mut().swap_remove(at),
+            None => Pinned::new(bytes)?,
+        };
+        let event = event::create(CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(said)?;
+        // From here on, its end waits for the GPU.
+        let mut answer = Answer { gpu: self.clone(), event, pinned: Some(pinned), values, _kept: kept };
+        if let (Some(slice), Some(pinned)) = (&buffer.slice, &mut answer.pinned) {
+            // SAFETY: the pinned memory is at least so long, and nobody looks at it before the event.
+            unsafe { memcpy_dtoh_async(&mut pinned.as_mut_slice()[..4 * values], *slice.device_ptr(), *self.device.cu_stream()) }
+                .map_err(said)?;
+        }
+        // SAFETY: the event is new, the stream the device's own.
+        unsafe { event::record(event, *self.device.cu_stream()) }.map_err(said)?;
+        Ok(answer)
     }
 
     /// Brings `f32` back; waits for all that has been launched.
@@ -225,7 +283,13 @@ impl Gpu {
         };
         self.device.bind_to_thread().map_err(said)?;
         // SAFETY: as the caller promises.
-        unsafe { launch_kernel(*function, blocks, (threads.0, threads.1, 1), 0, *self.device.cu_stream(), arguments) }.map_err(said)
+        let mut launched =
+            || unsafe { launch_kernel(*function, blocks, (threads.0, threads.1, 1), 0, *self.device.cu_stream(), arguments) };
+        match &self.profile {
+            None => launched(),
+            Some(profile) => profile.time(kernel, *self.device.cu_stream(), launched),
+        }
+        .map_err(said)
     }
 
     /// `out = left · right` of matrices that lie row by row, the left one `[rows, depth]` or, `is_left_turned`, the other way round; so the right
@@ -270,6 +334,76 @@ impl Gpu {
         }
         let blas = CudaBlas::new(self.device.clone()).map_err(|error| NetworkError::device(format!("cuBLAS: {error:?}")))?;
         Ok(self.blas.borrow_mut().insert(Rc::new(blas)).clone())
+    }
+}
+
+/// Any values as they lie in memory.
+fn as_bytes<T: DeviceRepr>(values: &[T]) -> &[u8] {
+    // SAFETY: the type's values have no padding (`DeviceRepr`), and any memory may be read as bytes.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values)) }
+}
+
+/// Memory of this machine that stays where it is, so that the GPU can write it by itself.
+struct Pinned {
+    at: *mut c_void,
+    bytes: usize,
+}
+
+impl Pinned {
+    fn new(bytes: usize) -> Result<Self, NetworkError> {
+        let mut at = std::ptr::null_mut();
+        // SAFETY: the driver writes an address there.
+        unsafe { cuMemAllocHost_v2(&mut at, bytes) }.result().map_err(said)?;
+        // SAFETY: it is the driver's answer, so many bytes, and nobody else's.
+        unsafe { at.cast::<u8>().write_bytes(0, bytes) };
+        Ok(Pinned { at, bytes })
+    }
+
+    fn as_mut_slice(&mut self) -> &mut [u8] {
+        // SAFETY: it is so long and written.
+        unsafe { std::slice::from_raw_parts_mut(self.at.cast(), self.bytes) }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // SAFETY: nobody has it any more. What goes wrong here, nobody could mend.
+        let _ = unsafe { cuMemFreeHost(self.at) };
+    }
+}
+
+/// `f32` on their way back.
+pub(super) struct Answer {
+    gpu: Rc<Gpu>,
+    event: CUevent,
+    pinned: Option<Pinned>,
+    values: usize,
+    _kept: Box<dyn Any>,
+}
+
+impl Answer {
+    /// Waits for them.
+    pub(super) fn wait(mut self) -> Result<Vec<f32>, NetworkError> {
+        self.done()?;
+        let bytes = self.pinned.as_mut().map(|pinned| &pinned.as_mut_slice()[..4 * self.values]).unwrap_or_default();
+        Ok(bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_ne_bytes(*bytes)).collect())
+    }
+
+    fn done(&self) -> Result<(), NetworkError> {
+        // SAFETY: the event is there until this is dropped.
+        unsafe { cuEventSynchronize(self.event) }.result().map_err(said)
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        // Nothing that the GPU still reads or writes is let go; once it has failed, it does neither.
+        let is_done = self.done().is_ok();
+        // SAFETY: nobody waits for it any more.
+        let _ = unsafe { event::destroy(self.event) };
+        if let Some(pinned) = self.pinned.take().filter(|_| is_done) {
+            self.gpu.pinned.borrow_mut().push(pinned);
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use super::{
     gpu::{Buffer, Gpu, Pointer, launch, launch_each},
 };
 use crate::{
-    batchnorm::BatchNorm,
+    batchnorm::{BatchNorm, Running},
     dropout::Dropout,
     error::NetworkError,
     layer::{Activation, PoolKind},
@@ -205,10 +205,11 @@ impl Operations {
         Ok(found)
     }
 
-    /// Running statistics, as a batch norm normalises with them at inference.
-    pub(super) fn running(&self, norm: &BatchNorm, mean: &[f32], variance: &[f32]) -> Result<Statistics, NetworkError> {
-        let (mean, variance, inverse) = (self.gpu.upload(mean)?, self.gpu.upload(variance)?, self.gpu.floats(norm.channels)?);
-        let (channels, epsilon) = (norm.channels, norm.epsilon);
+    /// Running statistics, as a batch norm with that epsilon normalises with them at inference.
+    pub(super) fn running(&self, epsilon: f32, running: &Running) -> Result<Statistics, NetworkError> {
+        let channels = running.mean.len();
+        let (mean, variance) = (self.gpu.upload(&running.mean)?, self.gpu.upload(&running.variance)?);
+        let inverse = self.gpu.floats(channels)?;
         launch_each!(self.gpu, "running_inverse", channels, variance.pointer(), epsilon, inverse.pointer(), channels as u64)?;
         Ok(Statistics { channels, mean, inverse, variance })
     }

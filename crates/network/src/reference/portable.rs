@@ -249,6 +249,24 @@ fn a_training_by_dfdxs_operations_gives_the_same_bytes_each_time() {
 }
 
 #[test]
+fn batches_that_are_begun_ahead_come_out_as_by_themselves() {
+    let architecture = Architecture {
+        input: Shape::Image { height: 7, width: 6, channels: 2 },
+        layers: layers(&["conv 5 3x3", "batchnorm relu", "dense 3"]),
+    };
+    let case = |batch| Case { architecture: architecture.clone(), batch, seed: 7 };
+    let network = portable(&case(1));
+    let inputs: Vec<Vec<f32>> = [3, 200, 1, 17, 200].into_iter().map(|batch| case(batch).input()).collect();
+    let alone: Vec<Vec<f32>> = inputs.iter().map(|input| network.logits(Input::Floats(input)).unwrap()).collect();
+    let mut begun: Vec<_> = inputs.iter().map(|input| network.begin(Input::Floats(input)).unwrap()).collect();
+    drop(begun.remove(3));
+    let together: Vec<Vec<f32>> = begun.into_iter().rev().map(|pending| pending.logits().unwrap()).collect();
+    for (found, at) in together.iter().zip([4, 2, 1, 0]) {
+        assert!(*found == alone[at], "batch {at}");
+    }
+}
+
+#[test]
 fn pixels_are_scaled_on_their_way_to_the_device() {
     let architecture =
         Architecture { input: Shape::Image { height: 6, width: 5, channels: 2 }, layers: layers(&["conv 3 3x3 relu", "dense 3"]) };
