@@ -31,11 +31,12 @@ pub(super) fn cuda(args: &[String]) -> Done {
     }
 }
 
-/// Clippy on the CUDA code, with neither toolkit nor GPU: dfdx's `ci-check` leaves out what needs them. A build of its own for three
-/// crates; nothing else is compiled for it.
+/// Clippy on the CUDA code, and its tests on an emulated GPU, with neither toolkit nor GPU: dfdx's `ci-check` leaves out what needs them. Of what
+/// other builds have made, only the crates that differ are compiled for it.
 pub(super) fn check() -> Done {
     let features = ["--package", "episteme-network", "--features", "cuda-check", "--all-targets"];
-    run(cargo().args(["clippy", "--release"]).args(features).args(["--", "-D", "warnings"]))
+    run(cargo().args(["clippy", "--release"]).args(features).args(["--", "-D", "warnings"]))?;
+    emulated()
 }
 
 struct Options {
@@ -74,29 +75,46 @@ fn build(options: &Options) -> Done {
     report(&folder().join("release/episteme"), options)
 }
 
-/// Runs the tests of the network on this machine's GPU, and a training from end to end; or on an emulated GPU, which shows that the program
-/// asks a GPU for the right things, and nothing of its speed.
+/// What is tested on a GPU, by package and name, and as which device: the network by dfdx's operations, then by our kernels in each precision;
+/// and trainings from end to end.
+const TESTS: [(&str, &str, &str); 5] = [
+    ("episteme-network", "reference::portable", "cuda"),
+    ("episteme-network", "reference::portable", "fp32"),
+    ("episteme-network", "reference::portable", "tf32"),
+    ("episteme-network", "reference::portable", "bf16"),
+    ("episteme-learn", "a_gpu_learns", "cuda"),
+];
+
+/// Runs the tests on this machine's GPU; or on an emulated one, which shows that the program asks a GPU for the right things, and that its
+/// kernels come to the right numbers, and nothing of its speed.
 fn test(options: &Options) -> Done {
-    if !options.is_emulated && !has_gpu() {
+    if options.is_emulated {
+        return emulated();
+    }
+    if !has_gpu() {
         eprintln!(
-            "there is no NVIDIA GPU here (no driver is loaded): `cargo xtask cuda test --emulated` does without one, and `cargo xtask ci` runs the same tests on the processor"
+            "there is no NVIDIA GPU here (no driver is loaded): `cargo xtask cuda test --emulated` does without one, as `cargo xtask ci` does"
         );
         return Err(1);
     }
     let toolkit = Toolkit::get(options.toolkit.as_deref(), &folder())?;
-    let emulator = if options.is_emulated { Some(emulator::build(&folder())?) } else { None };
-    // The network by dfdx's operations, then by our kernels in each precision; and a training from end to end.
-    let tests = ["cuda", "fp32", "tf32", "bf16"].map(|device| ("episteme-network", "reference::portable", device));
-    for (package, tests, device) in tests.into_iter().chain([("episteme-learn", "a_gpu_learns", "cuda")]) {
-        println!("{package}: {tests} ({device})");
-        let mut command = with(&toolkit, options);
-        command.args(["test", "--release", "--package", package, "--features", "cuda", tests, "--", "--include-ignored"]);
-        if let Some(emulator) = &emulator {
-            command.env("LD_LIBRARY_PATH", emulator).env("EPISTEME_CUDA_LIBRARIES", emulator);
-        }
-        run(command.env("EPISTEME_TEST_DEVICE", device))?;
-    }
-    Ok(())
+    TESTS.iter().try_for_each(|test| run(&mut one_test(with(&toolkit, options), test, &[])))
+}
+
+fn emulated() -> Done {
+    let emulator = emulator::build(&folder())?;
+    TESTS.iter().try_for_each(|test| {
+        let mut command = one_test(cargo(), test, &["--features", "episteme-network/cuda-check"]);
+        run(command.env("LD_LIBRARY_PATH", &emulator).env("EPISTEME_CUDA_LIBRARIES", &emulator))
+    })
+}
+
+fn one_test(mut cargo: Command, (package, tests, device): &(&str, &str, &str), more: &[&str]) -> Command {
+    println!("{package}: {tests} ({device})");
+    let packages = ["--package", "episteme-network", "--package", "episteme-learn"];
+    cargo.args(["test", "--release"]).args(packages).args(["--features", "episteme-learn/cuda"]).args(more);
+    cargo.args([tests, "--", "--include-ignored"]).env("EPISTEME_TEST_DEVICE", device);
+    cargo
 }
 
 /// The speed of networks on this machine's GPU, beside PyTorch's.

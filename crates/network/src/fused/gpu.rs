@@ -28,15 +28,11 @@ const PROFILE: &str = "EPISTEME_GPU_PROFILE";
 /// `kernels/kernels.cu`, compiled by the build script.
 const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
 
-/// The names of the kernels that a text of PTX defines.
-fn entries(text: &'static str) -> impl Iterator<Item = &'static str> {
-    text.lines().filter_map(|line| line.strip_prefix(".visible .entry ")?.split('(').next())
-}
-
 /// The kernels as a GPU has them.
 struct Kernels {
     module: CUmodule,
-    functions: HashMap<&'static str, CUfunction>,
+    /// As far as they were asked for.
+    functions: RefCell<HashMap<String, CUfunction>>,
 }
 
 impl Kernels {
@@ -44,13 +40,19 @@ impl Kernels {
         let text = CString::new(KERNELS).map_err(|error| NetworkError::device(error.to_string()))?;
         // SAFETY: the text ends with a zero, and the driver copies what it needs of it.
         let module = unsafe { module::load_data(text.as_ptr().cast()) }.map_err(said)?;
-        let mut kernels = Kernels { module, functions: HashMap::new() };
-        for name in entries(KERNELS) {
-            let text = CString::new(name).map_err(|error| NetworkError::device(error.to_string()))?;
-            // SAFETY: the module is loaded.
-            kernels.functions.insert(name, unsafe { module::get_function(module, text) }.map_err(said)?);
+        Ok(Kernels { module, functions: RefCell::default() })
+    }
+
+    fn get(&self, name: &str) -> Result<CUfunction, NetworkError> {
+        if let Some(function) = self.functions.borrow().get(name) {
+            return Ok(*function);
         }
-        Ok(kernels)
+        let text = CString::new(name).map_err(|error| NetworkError::device(error.to_string()))?;
+        // SAFETY: the module is loaded.
+        let function = unsafe { module::get_function(self.module, text) };
+        let function = function.map_err(|error| NetworkError::device(format!("the kernel `{name}`: {error:?}")))?;
+        self.functions.borrow_mut().insert(name.to_owned(), function);
+        Ok(function)
     }
 }
 
@@ -278,13 +280,10 @@ impl Gpu {
         threads: (u32, u32),
         arguments: &mut [*mut c_void],
     ) -> Result<(), NetworkError> {
-        let Some(function) = self.kernels.functions.get(kernel) else {
-            return Err(NetworkError::device(format!("the program has no kernel `{kernel}`: it was built without a CUDA compiler")));
-        };
+        let function = self.kernels.get(kernel)?;
         self.device.bind_to_thread().map_err(said)?;
         // SAFETY: as the caller promises.
-        let mut launched =
-            || unsafe { launch_kernel(*function, blocks, (threads.0, threads.1, 1), 0, *self.device.cu_stream(), arguments) };
+        let mut launched = || unsafe { launch_kernel(function, blocks, (threads.0, threads.1, 1), 0, *self.device.cu_stream(), arguments) };
         match &self.profile {
             None => launched(),
             Some(profile) => profile.time(kernel, *self.device.cu_stream(), launched),
