@@ -19,7 +19,7 @@ const HELP: &str = "cargo xtask VERB
   docs              writes docs/pipeline-reference.md anew from the config types
   cuda build        builds target/cuda/release/episteme for NVIDIA GPUs, on any machine; it runs without a GPU too
   cuda test         tests it on this machine's GPU; with --emulated, without one
-  cuda bench        measures the reference network on this machine's GPU, beside PyTorch
+  cuda bench        measures networks on this machine's GPU, beside PyTorch
                       all take --compute-capability 80 and --toolkit DIR; see docs/cuda.md
   faults [OPTIONS]  kills, crowds and breaks disks at full length, half an hour; --kills, --crowds, --disk, --seed N
   bench NAME        measures and prints `name value unit` lines: learn, mnist, orchestrator, recipes

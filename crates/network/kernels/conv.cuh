@@ -171,14 +171,15 @@ __device__ __forceinline__ void forward(const T *input, const float *weights, co
     int filter = part.group * at.group_filters;
     Patches<T, true> patches = {input + part.group * at.group_channels, at};
     Plain<float, false> right = {weights + filter, at.patch, at.group_filters, at.filters};
+    alignas(32) __shared__ unsigned char memory[Memory<Precision, Patches<T, true>, Plain<float, false>>::BYTES];
     if (slices) {
         slices += (u64)part.slice * at.outputs * at.filters + filter;
         Result<float> result = {slices, nullptr, nullptr, at.outputs, at.group_filters, at.filters, NONE};
-        product<Precision>(patches, right, result, part.depth, part.end);
+        product<Precision>(patches, right, result, part.depth, part.end, memory);
     } else {
         before = before ? before + filter : nullptr;
         Result<To> result = {to + filter, before, bias + filter, at.outputs, at.group_filters, at.filters, activation};
-        product<Precision>(patches, right, result, part.depth, part.end);
+        product<Precision>(patches, right, result, part.depth, part.end, memory);
     }
 }
 
@@ -189,13 +190,14 @@ __device__ __forceinline__ void backward_input(const T *gradients, const float *
     int channel = part.group * at.group_channels, filter = part.group * at.group_filters;
     Consequences<T> left = {gradients + filter, at};
     Turned right = {weights + filter, at};
+    alignas(32) __shared__ unsigned char memory[Memory<Precision, Consequences<T>, Turned>::BYTES];
     if (slices) {
         slices += (u64)part.slice * at.inputs * at.channels + channel;
         Result<float> result = {slices, nullptr, nullptr, at.inputs, at.group_channels, at.channels, NONE};
-        product<Precision>(left, right, result, part.depth, part.end);
+        product<Precision>(left, right, result, part.depth, part.end, memory);
     } else {
         Result<T> result = {to + channel, nullptr, nullptr, at.inputs, at.group_channels, at.channels, NONE};
-        product<Precision>(left, right, result, part.depth, part.end);
+        product<Precision>(left, right, result, part.depth, part.end, memory);
     }
 }
 
@@ -206,9 +208,10 @@ __device__ __forceinline__ void backward_weights(const T *input, const T *gradie
     int filter = part.group * at.group_filters;
     Patches<T, false> left = {input + part.group * at.group_channels, at};
     Plain<T, false> right = {gradients + filter, at.outputs, at.group_filters, at.filters};
+    alignas(32) __shared__ unsigned char memory[Memory<Precision, Patches<T, false>, Plain<T, false>>::BYTES];
     slices += (u64)part.slice * at.patch * at.filters + filter;
     Result<float> result = {slices, nullptr, nullptr, at.patch, at.group_filters, at.filters, NONE};
-    product<Precision>(left, right, result, part.depth, part.end);
+    product<Precision>(left, right, result, part.depth, part.end, memory);
 }
 
 // The sums of slices, in order; with a bias for each of `columns`, and an activation.

@@ -170,14 +170,19 @@ template <typename T> struct Result {
     }
 };
 
+// The shared memory of a block: both factors' shares, and then the sums.
+template <class Precision, class Left, class Right> struct Memory {
+    static const int LEFTS = Lines<Precision, Left::ALONG, ROWS>::LENGTH, RIGHTS = Lines<Precision, Right::ALONG, COLUMNS>::LENGTH;
+    static const int PITCH = COLUMNS + 4;
+    static const int SHARES = (LEFTS + RIGHTS) * (int)sizeof(typename Precision::Held), SUMS = ROWS * PITCH * (int)sizeof(float);
+    static const int BYTES = SHARES > SUMS ? SHARES : SUMS;
+};
+
 // Computes the block's tile of `left × right`, the products from `depth` up to `end`.
 template <class Precision, class Left, class Right, class Result>
-__device__ __forceinline__ void product(Left left, Right right, Result result, int depth, int end) {
-    const int LEFT_LENGTH = Lines<Precision, Left::ALONG, ROWS>::LENGTH, RIGHT_LENGTH = Lines<Precision, Right::ALONG, COLUMNS>::LENGTH;
-    const int PITCH = COLUMNS + 4;
-    const int BYTES = (LEFT_LENGTH + RIGHT_LENGTH) * (int)sizeof(typename Precision::Held), TILE = ROWS * PITCH * (int)sizeof(float);
-    alignas(32) __shared__ unsigned char memory[BYTES > TILE ? BYTES : TILE];
-    typename Precision::Held *lefts = (typename Precision::Held *)memory, *rights = lefts + LEFT_LENGTH;
+__device__ __forceinline__ void product(Left left, Right right, Result result, int depth, int end, unsigned char *memory) {
+    typedef Memory<Precision, Left, Right> Shared;
+    typename Precision::Held *lefts = (typename Precision::Held *)memory, *rights = lefts + Shared::LEFTS;
     float *tile = (float *)memory;
 
     Reader<Precision, Left, ROWS> from_left(left, blockIdx.x * ROWS);
@@ -196,10 +201,10 @@ __device__ __forceinline__ void product(Left left, Right right, Result result, i
         sums.add(lefts, rights);
         __syncthreads();
     }
-    sums.put(tile, PITCH);
+    sums.put(tile, Shared::PITCH);
     __syncthreads();
     for (int i = threadIdx.x; i < ROWS * COLUMNS / 4; i += THREADS) {
         int row = i / (COLUMNS / 4), column = i % (COLUMNS / 4) * 4;
-        result.put(blockIdx.x * ROWS + row, blockIdx.y * COLUMNS + column, tile + row * PITCH + column);
+        result.put(blockIdx.x * ROWS + row, blockIdx.y * COLUMNS + column, tile + row * Shared::PITCH + column);
     }
 }

@@ -10,9 +10,9 @@
 //! | learn | [`Network::train_step`]`(Batch { input, labels }, &mut optimiser, &LossOptions)` gives a [`StepReport`] `{ loss, correct }` |
 //! | judge | [`Network::evaluate`]`(batch, &LossOptions)` gives the same without learning |
 //! | keep | [`Network::snapshot`] and [`Network::restore`]; [`Network::to_safetensors`] and [`Network::from_safetensors`] |
-//! | speed up | [`Network::place`]`(Device::Cuda)`, with the feature `cuda` |
+//! | speed up | [`Network::place`]`(Device::Cuda, Precision::Bf16)`, with the feature `cuda`; then [`Network::hold`] and [`Network::begin_course`] |
 //! | go on | [`Optimiser::to_safetensors`] and [`Optimiser::load`] |
-//! | apply | [`Network::logits`] and [`Network::probabilities`], from a shared reference, on any thread |
+//! | apply | [`Network::logits`] and [`Network::probabilities`], from a shared reference, on any thread; [`Network::begin`] for one batch ahead |
 //!
 //! Examples are [`Input::Pixels`] (bytes with a [`Normalisation`], `[batch, height, width, channels]`) or [`Input::Floats`].
 //!
@@ -49,7 +49,8 @@
 //! # Rooms
 //!
 //! `layer`, `architecture`: the declaration. `plan`: layers become blocks. `conv`, `dense`, `pool`, `batchnorm`, `dropout`, `residual`,
-//! `loss`: the operations. `tape`: how they hang on dfdx. `portable`: the same by dfdx's operations alone, for its other devices; `accelerator`, `cuda`,
+//! `loss`: the operations. `tape`: how they hang on dfdx. `portable`: the same by dfdx's operations alone, for its other devices; `fused`: the same by
+//! kernels for GPUs (`kernels/`); `accelerator`, `cuda`,
 //! `device`: how a network comes to compute there. `network`, `inference`, `optimiser`, `weights`: what users hold.
 #![cfg_attr(test, allow(clippy::needless_range_loop))]
 

@@ -59,7 +59,7 @@ impl Toolkit {
         }
         // The build script asks the GPU for its capability, and then takes that of CUDA_COMPUTE_CAP.
         write(&self.programs.join("nvidia-smi"), "#!/bin/sh\necho compute_cap\necho 8.0\n", 0o755)?;
-        write(&self.programs.join("nvcc"), &compiler(&real.join("bin/nvcc")), 0o755)
+        write(&self.programs.join("nvcc"), &compiler(&real.join("bin")), 0o755)
     }
 }
 
@@ -72,21 +72,27 @@ fn write(path: &Path, content: &str, mode: u32) -> std::io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
-/// The compiler, whose code says afterwards that it needs no newer driver than it does: nvcc writes its own version there.
-fn compiler(nvcc: &Path) -> String {
+/// The compiler, whose code says afterwards that it needs no newer driver than it does: nvcc writes its own version there, and hints that older
+/// drivers do not know. Then the assembler, which is part of every driver, has to take it.
+fn compiler(programs: &Path) -> String {
     format!(
         r#"#!/bin/sh
 "{nvcc}" "$@" || exit
 while [ $# -gt 0 ]; do
   case "$1" in
     --output-directory) folder="$2" ;;
+    --gpu-architecture=*) capability="${{1##*_}}" ;;
     *.cu) kernel="$1" ;;
   esac
   shift
 done
-[ -z "$kernel" ] || sed -i 's/^\.version .*/.version {PTX_VERSION}/' "$folder/$(basename "$kernel" .cu).ptx"
+[ -n "$kernel" ] || exit 0
+code="$folder/$(basename "$kernel" .cu).ptx"
+sed -i -e 's/^\.version .*/.version {PTX_VERSION}/' -e '/\.pragma "used_bytes_mask/d' "$code"
+"{ptxas}" --gpu-name "sm_${{capability:-80}}" --output-file /dev/null "$code"
 "#,
-        nvcc = nvcc.display()
+        nvcc = programs.join("nvcc").display(),
+        ptxas = programs.join("ptxas").display()
     )
 }
 
