@@ -36,6 +36,9 @@ pub fn card(model: &Model, examples: &Examples) -> String {
         config.class_weights,
         config.seed()
     );
+    if let Some(temperature) = model.declaration.temperature {
+        let _ = writeln!(text, "| temperature | {temperature:.3}, fitted on the validation split; in the last layer's weights |");
+    }
     if let Some(gpu) = &model.gpu {
         let _ = writeln!(text, "| computed on | {gpu} |");
     }

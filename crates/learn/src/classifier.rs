@@ -73,6 +73,11 @@ pub struct Classifier {
     /// Share of each target that is spread evenly over all classes, from 0 to below 1.
     #[serde(default)]
     pub label_smoothing: f32,
+    /// Divides the logits by one number, fitted on the validation split, so that the model is as sure as it is right (temperature scaling; Guo et
+    /// al. 2017, <https://arxiv.org/abs/1706.04599>): label smoothing makes it too modest, long training too sure. The number goes into the
+    /// weights of the last layer, a `dense` one.
+    #[serde(default, skip_serializing_if = "is_off")]
+    pub calibrate: bool,
     /// The measure on the validation split that tells which epoch is best.
     #[serde(default)]
     pub watch: Watch,
@@ -100,6 +105,10 @@ fn epochs() -> u32 {
 }
 fn batch() -> usize {
     64
+}
+
+fn is_off(flag: &bool) -> bool {
+    !flag
 }
 
 fn one() -> usize {
@@ -213,6 +222,11 @@ impl Classifier {
         needs(self.checkpoint.steps != Some(0), "checkpoint.steps", "`steps` must be at least 1");
         needs((0.0..1e6).contains(&self.checkpoint.minutes), "checkpoint.minutes", "`minutes` must be 0 or above");
         needs(
+            !self.calibrate || matches!(self.layers.last(), Some(LayerSpec::Dense { .. })),
+            "calibrate",
+            "`calibrate` puts a number into the weights of the last layer, which must be `dense CLASSES`",
+        );
+        needs(
             self.precision.is_fp32() || !self.device.is_cpu(),
             "precision",
             "`precision` is for GPUs: say `device = \"cuda\"` or `\"auto\"`, too, or leave it out",
@@ -269,6 +283,11 @@ impl Stage for Classifier {
         }
         if !self.augment.is_off() && matches!(examples.shape(), Shape::Features(_)) {
             return Err(StageError::new("`augment` varies images, and the data are rows of features").help("take `augment` out"));
+        }
+        if self.calibrate && examples.validation().is_empty() {
+            return Err(StageError::new("`calibrate` is fitted on the validation split, and there is none")
+                .at(input.path.display())
+                .help("give the process stage `split = { validation = 0.1 }`, or take `calibrate` out"));
         }
         let architecture = Architecture { input: examples.shape(), layers: self.layers.clone() };
         self.check_classes(&architecture, &examples)?;

@@ -29,6 +29,9 @@ pub struct Declaration {
     pub classes: Vec<String>,
     /// The epoch, from 1, whose weights are kept.
     pub kept_epoch: u32,
+    /// What the logits have been divided by to calibrate them; the weights have it already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f32>,
 }
 
 /// Measures after an epoch.
@@ -78,6 +81,7 @@ impl Model {
             architecture: trained.network.architecture().clone(),
             classes: examples.classes().to_vec(),
             kept_epoch: trained.kept,
+            temperature: trained.temperature,
         };
         Self {
             declaration,

@@ -37,6 +37,8 @@ pub struct Trained {
     pub kept: u32,
     /// The kept weights on the validation split; on the train split where there is none.
     pub metrics: Metrics,
+    /// What the logits are divided by, if that was asked for; the weights have it.
+    pub temperature: Option<f32>,
     /// The GPU that computed, if one did.
     pub gpu: Option<String>,
 }
@@ -341,6 +343,21 @@ impl<'a> Training<'a> {
         Ok(Metrics::of(self.examples.classes(), &labels, &probabilities))
     }
 
+    /// Makes the network as sure as it is right on these rows.
+    fn calibrate(&mut self, rows: &[usize]) -> Result<f32, StageError> {
+        let mut gathered = Gathered::default();
+        let (mut labels, mut logits) = (Vec::new(), Vec::new());
+        for batch in rows.chunks(EVALUATION_BATCH) {
+            self.examples.gather(batch, None, &mut gathered);
+            logits.extend(self.state.network.logits(self.examples.batch(&gathered).input).map_err(failed)?);
+            labels.extend_from_slice(&gathered.labels);
+        }
+        let temperature = network::temperature(&logits, &labels);
+        self.state.network.cool(temperature).map_err(failed)?;
+        self.context.info(format!("calibrated: the logits are divided by {temperature:.3}"));
+        Ok(temperature)
+    }
+
     /// An epoch is done: its measures, and its weights if they are the best.
     fn note(&mut self, train: Measured, metrics: &Metrics) {
         let epoch = self.epoch();
@@ -371,8 +388,9 @@ impl<'a> Training<'a> {
         if let Some(weights) = weights {
             self.state.network.restore(&weights).map_err(failed)?;
         }
+        let temperature = if self.config.calibrate { Some(self.calibrate(judged)?) } else { None };
         let metrics = self.measure(judged)?;
-        Ok(Trained { network: self.state.network, history, kept, metrics, gpu: self.gpu })
+        Ok(Trained { network: self.state.network, history, kept, metrics, temperature, gpu: self.gpu })
     }
 }
 

@@ -108,6 +108,42 @@ fn tensor(path: &Path, name: &str) -> Vec<f32> {
 }
 
 #[test]
+fn a_calibrated_model_is_surer_after_label_smoothing_and_tells_the_same_classes() {
+    let dir = tempfile::tempdir().expect("a folder");
+    processed(dir.path(), 5);
+    let learn = |name: &str, calibrate: bool| {
+        let output = dir.path().join(name);
+        let more = serde_json::json!({ "epochs": 8, "label_smoothing": 0.3, "calibrate": calibrate });
+        (run(dir.path(), &output, more).0.expect("it learns").metrics, files(&output))
+    };
+    let ((modest, before), (sure, after)) = (learn("modest", false), learn("sure", true));
+    assert_eq!(modest["validation.accuracy"], sure["validation.accuracy"]);
+    assert!(sure["validation.log_loss"] < 0.8 * modest["validation.log_loss"], "{sure:?} for {modest:?}");
+    assert_eq!(before["history.json"], after["history.json"]);
+    let declared: serde_json::Value = serde_json::from_slice(&after["model.json"]).expect("JSON");
+    let temperature = declared["temperature"].as_f64().expect("a number") as f32;
+    assert!(temperature < 1.0, "{temperature}");
+    assert!(String::from_utf8_lossy(&after["card.md"]).contains("| temperature | 0."));
+    let weights = |name: &str| tensor(&dir.path().join(name).join("weights.safetensors"), "layers.2.weight");
+    assert!(weights("modest").iter().zip(weights("sure")).all(|(before, after)| before / temperature == after));
+}
+
+#[test]
+fn a_model_cannot_be_calibrated_without_a_validation_split() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut writer = ImageWriter::create(&dir.path().join(DATA_FILE), SHAPE).expect("it is written");
+    for row in 0..20usize {
+        let class = if row % 2 == 0 { "left" } else { "right" };
+        writer.push(&format!("{row:03}"), Some(class), Some(Split::Train), Some(&[row as u8; 36])).expect("it is written");
+    }
+    writer.finish().expect("it is written");
+    let classes = vec!["left".to_owned(), "right".to_owned()];
+    Fitted::Images(ImageTransform { shape: SHAPE, classes, mean: vec![110.0], std: vec![90.0] }).write(dir.path()).expect("it is written");
+    let error = run(dir.path(), &dir.path().join("model"), serde_json::json!({ "calibrate": true })).0.expect_err("there is none");
+    assert!(error.message.contains("validation split") && error.help.is_some(), "{error}");
+}
+
+#[test]
 fn a_whitening_layer_is_fitted_to_the_train_split_and_does_not_learn() {
     let dir = tempfile::tempdir().expect("a folder");
     processed(dir.path(), 5);

@@ -10,6 +10,7 @@
 //! | learn | [`Network::train_step`]`(Batch { input, labels }, &mut optimiser, &LossOptions)` gives a [`StepReport`] `{ loss, correct }` |
 //! | judge | [`Network::evaluate`]`(batch, &LossOptions)` gives the same without learning |
 //! | keep | [`Network::snapshot`] and [`Network::restore`]; [`Network::to_safetensors`] and [`Network::from_safetensors`] |
+//! | be as sure as right | [`temperature`] and [`Network::cool`] |
 //! | speed up | [`Network::place`]`(Device::Cuda, Precision::Bf16)`, with the feature `cuda`; then [`Network::hold`] and [`Network::begin_course`] |
 //! | go on | [`Optimiser::to_safetensors`] and [`Optimiser::load`] |
 //! | apply | [`Network::logits`] and [`Network::probabilities`], from a shared reference, on any thread; [`Network::begin`] for one batch ahead |
@@ -89,6 +90,7 @@ mod residual;
 mod scratch;
 mod simd;
 mod tape;
+mod temperature;
 mod weights;
 mod whiten;
 
@@ -106,3 +108,4 @@ pub use loss::{LossOptions, StepReport};
 pub use network::{Batch, Network, Snapshot};
 pub use optimiser::{Optimiser, OptimiserConfig};
 pub use simd::peak_flops;
+pub use temperature::temperature;
