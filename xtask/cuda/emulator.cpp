@@ -1,7 +1,7 @@
 // NVIDIA's driver and cuBLAS for tests on machines without a GPU: memory is the processor's, and kernels are compiled for the processor: dfdx's own
 // sources, which run as one thread, and ours, which run as the blocks and threads they are launched with (`threads.hpp`). So the whole way from a
-// network to a kernel's arguments is walked as on a GPU; how a GPU rounds, and how fast it is, is not shown. Fresh memory is poisoned, and matrices
-// whose sides do not fit are refused as by cuBLAS. `cargo xtask cuda test --emulated` builds it.
+// network to a kernel's arguments is walked as on a GPU; how a GPU rounds, and how fast it is, is not shown. Fresh memory is poisoned, work is left
+// undone until somebody waits for it, and matrices whose sides do not fit are refused as by cuBLAS. `cargo xtask cuda test --emulated` builds it.
 
 #include <chrono>
 #include <cmath>
@@ -9,9 +9,13 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <map>
+#include <mutex>
 #include <string>
+#include <thread>
+#include <tuple>
 #include <utility>
 
 #include "threads.hpp"
@@ -72,16 +76,19 @@ static __half __ushort_as_half(unsigned short a) { return bits<__half>(a); }
 // -- kernels -------------------------------------------------------------------------------------------------------
 
 struct Kernel {
-    std::function<void(void **)> thread;
+    // What one thread does, with the arguments as they are now.
+    std::function<std::function<void()>(void **)> thread;
     bool in_blocks;
 };
 static std::map<std::string, Kernel> kernels;
 
-template <typename... A, size_t... I> static void call(void (*kernel)(A...), void **arguments, std::index_sequence<I...>) {
-    kernel(*(std::remove_const_t<A> *)arguments[I]...);
+template <typename... A, size_t... I>
+static std::function<void()> with(void (*kernel)(A...), void **arguments, std::index_sequence<I...>) {
+    std::tuple<std::remove_const_t<A>...> copies(*(std::remove_const_t<A> *)arguments[I]...);
+    return [kernel, copies] { std::apply(kernel, copies); };
 }
 template <typename... A> static bool add(const char *name, void (*kernel)(A...), bool in_blocks) {
-    kernels[name] = {[kernel](void **arguments) { call(kernel, arguments, std::index_sequence_for<A...>()); }, in_blocks};
+    kernels[name] = {[kernel](void **arguments) { return with(kernel, arguments, std::index_sequence_for<A...>()); }, in_blocks};
     return true;
 }
 #define KERNEL(name) static bool has_##name = add(#name, name, false);
@@ -173,6 +180,26 @@ OURS(sum_of_squares) OURS(normalise_to) OURS(clip_by)
 }
 }
 
+// -- the default stream --------------------------------------------------------------------------------------------
+
+// What is asked of it is done as late as may be: when somebody waits for it. Whatever is asked of another stream is done at once. So what one writes
+// while the other still reads comes to light. It belongs to the thread that asks.
+typedef std::deque<std::function<void()>> Stream;
+static std::map<std::thread::id, Stream> streams;
+static std::mutex finding;
+
+static Stream &stream_here() {
+    std::lock_guard<std::mutex> alone(finding);
+    return streams[std::this_thread::get_id()];
+}
+static void settle() {
+    for (Stream &stream = stream_here(); !stream.empty(); stream.pop_front()) stream.front()();
+}
+static int later(void *stream, std::function<void()> work) {
+    if (stream) return work(), 0;
+    return stream_here().push_back(std::move(work)), 0;
+}
+
 // -- the driver ----------------------------------------------------------------------------------------------------
 
 enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_FOUND = 500, NOT_SUPPORTED = 801 };
@@ -191,16 +218,18 @@ DRIVER cuCtxSetCurrent(void *) { return OK; }
 DRIVER cuCtxGetCurrent(void **context) { return *context = &kernels, OK; }
 typedef std::chrono::steady_clock Clock;
 DRIVER cuEventCreate(void **event, unsigned) { return *event = new Clock::time_point, OK; }
-DRIVER cuEventRecord(Clock::time_point *event, void *) { return *event = Clock::now(), OK; }
-DRIVER cuEventSynchronize(void *) { return OK; }
-DRIVER cuEventDestroy_v2(Clock::time_point *event) { return delete event, OK; }
+DRIVER cuEventRecord(Clock::time_point *event, void *stream) {
+    return later(stream, [=] { *event = Clock::now(); });
+}
+DRIVER cuEventSynchronize(void *) { return settle(), OK; }
+DRIVER cuEventDestroy_v2(Clock::time_point *event) { return settle(), delete event, OK; }
 DRIVER cuEventElapsedTime(float *milliseconds, Clock::time_point *start, Clock::time_point *end) {
     return *milliseconds = std::chrono::duration<float, std::milli>(*end - *start).count(), OK;
 }
 DRIVER cuStreamCreate(void **stream, unsigned) { return *stream = &kernels, OK; }
 DRIVER cuStreamDestroy_v2(void *) { return OK; }
-DRIVER cuStreamSynchronize(void *) { return OK; }
-DRIVER cuStreamWaitEvent(void *, void *, unsigned) { return OK; }
+DRIVER cuStreamSynchronize(void *stream) { return stream ? OK : (settle(), OK); }
+DRIVER cuStreamWaitEvent(void *stream, void *, unsigned) { return stream ? (settle(), OK) : OK; }
 DRIVER cuGetErrorName(int, const char **text) { return *text = "EMULATED", OK; }
 DRIVER cuGetErrorString(int, const char **text) { return *text = "the emulated driver refuses", OK; }
 
@@ -213,17 +242,28 @@ DRIVER cuMemAllocAsync(void **memory, size_t bytes, void *) {
 DRIVER cuMemAlloc_v2(void **memory, size_t bytes) { return bytes == 0 ? INVALID_VALUE : cuMemAllocAsync(memory, bytes, 0); }
 DRIVER cuMemAllocHost_v2(void **memory, size_t bytes) { return cuMemAllocAsync(memory, bytes, 0); }
 DRIVER cuMemFreeHost(void *memory) { return free(memory), OK; }
-DRIVER cuMemFreeAsync(void *memory, void *) { return free(memory), OK; }
-DRIVER cuMemFree_v2(void *memory) { return free(memory), OK; }
+DRIVER cuMemFreeAsync(void *memory, void *stream) {
+    return later(stream, [=] { free(memory); });
+}
+DRIVER cuMemFree_v2(void *memory) { return settle(), free(memory), OK; }
 DRIVER cuMemGetInfo_v2(size_t *left, size_t *total) { return *left = *total = MEMORY, OK; }
-DRIVER cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t bytes, void *) { return memcpy(to, from, bytes), OK; }
-DRIVER cuMemcpyHtoD_v2(void *to, const void *from, size_t bytes) { return memcpy(to, from, bytes), OK; }
-DRIVER cuMemcpyDtoHAsync_v2(void *to, const void *from, size_t bytes, void *) { return memcpy(to, from, bytes), OK; }
-DRIVER cuMemcpyDtoH_v2(void *to, const void *from, size_t bytes) { return memcpy(to, from, bytes), OK; }
-DRIVER cuMemcpyDtoDAsync_v2(void *to, const void *from, size_t bytes, void *) { return memcpy(to, from, bytes), OK; }
-DRIVER cuMemcpyDtoD_v2(void *to, const void *from, size_t bytes) { return memcpy(to, from, bytes), OK; }
-DRIVER cuMemsetD8Async(void *memory, unsigned char value, size_t bytes, void *) { return memset(memory, value, bytes), OK; }
-DRIVER cuMemsetD8_v2(void *memory, unsigned char value, size_t bytes) { return memset(memory, value, bytes), OK; }
+DRIVER cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t bytes, void *stream) {
+    std::string staged((const char *)from, bytes); // As the driver does with memory that is not pinned.
+    return later(stream, [=] { memcpy(to, staged.data(), bytes); });
+}
+DRIVER cuMemcpyHtoD_v2(void *to, const void *from, size_t bytes) { return settle(), memcpy(to, from, bytes), OK; }
+DRIVER cuMemcpyDtoHAsync_v2(void *to, const void *from, size_t bytes, void *stream) {
+    return later(stream, [=] { memcpy(to, from, bytes); });
+}
+DRIVER cuMemcpyDtoH_v2(void *to, const void *from, size_t bytes) { return settle(), memcpy(to, from, bytes), OK; }
+DRIVER cuMemcpyDtoDAsync_v2(void *to, const void *from, size_t bytes, void *stream) {
+    return later(stream, [=] { memcpy(to, from, bytes); });
+}
+DRIVER cuMemcpyDtoD_v2(void *to, const void *from, size_t bytes) { return settle(), memcpy(to, from, bytes), OK; }
+DRIVER cuMemsetD8Async(void *memory, unsigned char value, size_t bytes, void *stream) {
+    return later(stream, [=] { memset(memory, value, bytes); });
+}
+DRIVER cuMemsetD8_v2(void *memory, unsigned char value, size_t bytes) { return settle(), memset(memory, value, bytes), OK; }
 DRIVER cuImportExternalMemory(void **, const void *) { return NOT_SUPPORTED; }
 DRIVER cuExternalMemoryGetMappedBuffer(void **, void *, const void *) { return NOT_SUPPORTED; }
 DRIVER cuDestroyExternalMemory(void *) { return NOT_SUPPORTED; }
@@ -234,15 +274,16 @@ DRIVER cuModuleUnload(void *) { return OK; }
 // A kernel that is not known here has a name too; launching it is refused.
 DRIVER cuModuleGetFunction(void **function, void *, const char *name) { return *function = strdup(name), OK; }
 DRIVER cuLaunchKernel(const char *name, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned x, unsigned y, unsigned z, unsigned shared,
-                      void *, void **arguments, void **) {
+                      void *stream, void **arguments, void **) {
     if (!grid_x || !grid_y || !grid_z || grid_x > INT32_MAX || grid_y > 65535 || grid_z > 65535) return INVALID_VALUE;
     if (!x || !y || !z || x > 1024 || y > 1024 || z > 64 || x * y * z > 1024) return INVALID_VALUE;
     auto found = kernels.find(name);
     if (found == kernels.end()) return fprintf(stderr, "the emulated GPU has no kernel %s\n", name), NOT_FOUND;
     const Kernel &kernel = found->second;
-    if (!kernel.in_blocks) return kernel.thread(arguments), OK;
+    std::function<void()> thread = kernel.thread(arguments);
+    if (!kernel.in_blocks) return later(stream, thread);
     if (shared > 0) return NOT_SUPPORTED; // Ours declare what they share.
-    return fibers::launch(name, {grid_x, grid_y, grid_z}, {x, y, z}, [&] { kernel.thread(arguments); }), OK;
+    return later(stream, [=] { fibers::launch(name, {grid_x, grid_y, grid_z}, {x, y, z}, thread); });
 }
 
 // -- cuBLAS: column after column -----------------------------------------------------------------------------------
@@ -255,15 +296,17 @@ DRIVER cublasSetStream_v2(void *, void *) { return OK; }
 DRIVER cublasSgemm_v2(void *, int ta, int tb, int m, int n, int k, const float *alpha, const float *a, int lda, const float *b, int ldb,
                       const float *beta, float *c, int ldc) {
     if (lda < max(1, ta ? k : m) || ldb < max(1, tb ? n : k) || ldc < max(1, m)) return BLAS_INVALID_VALUE;
-    for (int j = 0; j < n; j++) {
-        for (int i = 0; i < m; i++) {
-            double sum = 0;
-            for (int l = 0; l < k; l++) sum += (double)a[ta ? i * (long)lda + l : l * (long)lda + i] * b[tb ? l * (long)ldb + j : j * (long)ldb + l];
-            float *out = c + j * (long)ldc + i;
-            *out = *alpha * (float)sum + (*beta == 0 ? 0 : *beta * *out);
+    const float times = *alpha, keep = *beta;
+    return later(0, [=] {
+        for (int j = 0; j < n; j++) {
+            for (int i = 0; i < m; i++) {
+                double sum = 0;
+                for (int l = 0; l < k; l++) sum += (double)a[ta ? i * (long)lda + l : l * (long)lda + i] * b[tb ? l * (long)ldb + j : j * (long)ldb + l];
+                float *out = c + j * (long)ldc + i;
+                *out = times * (float)sum + (keep == 0 ? 0 : keep * *out);
+            }
         }
-    }
-    return OK;
+    });
 }
 DRIVER cublasSgemmStridedBatched(void *handle, int ta, int tb, int m, int n, int k, const float *alpha, const float *a, int lda, long long sa,
                                  const float *b, int ldb, long long sb, const float *beta, float *c, int ldc, long long sc, int batch) {
