@@ -7,7 +7,7 @@ use artifact::stage::Progress;
 use artifact::{RunContext, StageError};
 use dataset::each_ahead;
 use network::metrics::Metrics;
-use network::{Architecture, Batch, LossOptions, Network, NetworkError, Optimiser, Snapshot, StepReport};
+use network::{Architecture, Batch, Input, LossOptions, Network, NetworkError, Optimiser, Snapshot, StepReport};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_pcg::Pcg64;
@@ -333,27 +333,31 @@ impl<'a> Training<'a> {
     }
 
     fn measure(&self, rows: &[usize]) -> Result<Metrics, StageError> {
+        let (labels, probabilities) = self.outputs(rows, Network::probabilities)?;
+        Ok(Metrics::of(self.examples.classes(), &labels, &probabilities))
+    }
+
+    /// The labels of rows, and what the network makes of them as they are, `[rows, classes]`.
+    fn outputs(
+        &self,
+        rows: &[usize],
+        of: impl Fn(&Network, Input<'_>) -> Result<Vec<f32>, NetworkError>,
+    ) -> Result<(Vec<u32>, Vec<f32>), StageError> {
         let mut gathered = Gathered::default();
-        let (mut labels, mut probabilities) = (Vec::new(), Vec::new());
+        let (mut labels, mut outputs) = (Vec::new(), Vec::new());
         for batch in rows.chunks(EVALUATION_BATCH) {
             self.examples.gather(batch, None, &mut gathered);
-            probabilities.extend(self.state.network.probabilities(self.examples.batch(&gathered).input).map_err(failed)?);
+            outputs.extend(of(&self.state.network, self.examples.batch(&gathered).input).map_err(failed)?);
             labels.extend_from_slice(&gathered.labels);
         }
-        Ok(Metrics::of(self.examples.classes(), &labels, &probabilities))
+        Ok((labels, outputs))
     }
 
     /// Makes the network as sure as it is right on these rows.
     fn calibrate(&mut self, rows: &[usize]) -> Result<f32, StageError> {
-        let mut gathered = Gathered::default();
-        let (mut labels, mut logits) = (Vec::new(), Vec::new());
-        for batch in rows.chunks(EVALUATION_BATCH) {
-            self.examples.gather(batch, None, &mut gathered);
-            logits.extend(self.state.network.logits(self.examples.batch(&gathered).input).map_err(failed)?);
-            labels.extend_from_slice(&gathered.labels);
-        }
+        let (labels, logits) = self.outputs(rows, Network::logits)?;
         let temperature = network::temperature(&logits, &labels);
-        self.state.network.cool(temperature).map_err(failed)?;
+        self.state.network.apply_temperature(temperature).map_err(failed)?;
         self.context.info(format!("calibrated: the logits are divided by {temperature:.3}"));
         Ok(temperature)
     }

@@ -36,6 +36,37 @@ template <typename T, bool IS_ALONG> struct Plain {
     }
 };
 
+// A pixel of one of the examples.
+struct Pixel {
+    int image, y, x;
+};
+__device__ __forceinline__ Pixel pixel_of(int pixel, Divisor by_pixels, Divisor by_width) {
+    int image = over(pixel, by_pixels), rest = pixel - image * by_pixels.by, y = over(rest, by_width);
+    return {image, y, rest - y * (int)by_width.by};
+}
+
+// Where a product's step along a sum is: a point of the window, how far from its corner that is, and one of the group's channels (or filters).
+struct Step {
+    int k, point, y, x, channel;
+};
+__device__ __forceinline__ Step step_of(int k, Divisor by_channels, const Geometry &at) {
+    int point = over(k, by_channels), row = over(point, at.by_columns);
+    return {k, point, row * at.dilation, (point - row * at.columns) * at.dilation, k - point * (int)by_channels.by};
+}
+
+// Four neighbours of a factor that finds its values by their step; at once where they lie together.
+template <class Factor, class Line>
+__device__ __forceinline__ Four<typename Factor::Number> neighbours(const Factor &factor, Line line, Step from, bool is_together) {
+    Four<typename Factor::Number> four;
+    const typename Factor::Number *first = factor.find(line, from);
+    if (is_together && first) return *(const Four<typename Factor::Number> *)first;
+    for (int i = 0; i < 4; i++) {
+        const typename Factor::Number *value = is_together ? nullptr : i == 0 ? first : factor.find(line, factor.place(from.k + i));
+        store(four.at + i, value ? number(*value) : 0.0f);
+    }
+    return four;
+}
+
 // The patches of images: a line each output pixel, a place each value of its window.
 template <typename T, bool IS_ALONG> struct Patches {
     typedef T Number;
@@ -44,113 +75,78 @@ template <typename T, bool IS_ALONG> struct Patches {
         const T *image;
         int y, x;
     };
-    struct Place {
-        int k, y, x, channel;
-    };
+    typedef Step Place;
     // From the group's first channel on.
     const T *images;
     const Geometry &at;
 
-    __device__ __forceinline__ Line line(int pixel) const {
-        if (pixel >= at.outputs) return {nullptr, 0, 0};
-        int image = over(pixel, at.by_out_pixels), rest = pixel - image * at.by_out_pixels.by;
-        int y = over(rest, at.by_out_width), x = rest - y * at.out_width;
-        return {images + (u64)image * at.height * at.width * at.channels, y * at.stride - at.top, x * at.stride - at.left};
+    __device__ __forceinline__ Line line(int output) const {
+        if (output >= at.outputs) return {nullptr, 0, 0};
+        Pixel pixel = pixel_of(output, at.by_out_pixels, at.by_out_width);
+        const T *image = images + (u64)pixel.image * at.height * at.width * at.channels;
+        return {image, pixel.y * at.stride - at.top, pixel.x * at.stride - at.left};
     }
-    __device__ __forceinline__ Place place(int k) const {
-        int point = over(k, at.by_group_channels), row = over(point, at.by_columns);
-        return {k, row * at.dilation, (point - row * at.columns) * at.dilation, k - point * at.group_channels};
+    __device__ __forceinline__ Step place(int k) const { return step_of(k, at.by_group_channels, at); }
+    __device__ __forceinline__ const T *find(Line line, Step step) const {
+        int y = line.y + step.y, x = line.x + step.x;
+        bool is_there = line.image && step.k < at.patch && (u32)y < (u32)at.height && (u32)x < (u32)at.width;
+        return is_there ? line.image + (u64)(y * at.width + x) * at.channels + step.channel : nullptr;
     }
-    __device__ __forceinline__ const T *find(Line line, Place place) const {
-        int y = line.y + place.y, x = line.x + place.x;
-        bool is_there = line.image && place.k < at.patch && (u32)y < (u32)at.height && (u32)x < (u32)at.width;
-        return is_there ? line.image + (u64)(y * at.width + x) * at.channels + place.channel : nullptr;
-    }
-    __device__ __forceinline__ Four<T> load(Line line, Place from) const {
-        Four<T> four;
-        bool is_aligned = at.group_channels % 4 == 0 && at.channels % 4 == 0;
-        const T *found = is_aligned ? find(line, from) : nullptr;
-        if (found) return *(const Four<T> *)found;
-        for (int i = 0; i < 4; i++) {
-            const T *value = is_aligned ? nullptr : find(line, i == 0 ? from : place(from.k + i));
-            store(four.at + i, value ? number(*value) : 0.0f);
-        }
-        return four;
+    __device__ __forceinline__ Four<T> load(Line line, Step step) const {
+        return neighbours(*this, line, step, at.group_channels % 4 == 0 && at.channels % 4 == 0);
     }
 };
 
 // The gradients of the outputs that an input pixel had a part in: a line each input pixel, a place each point of a window and filter.
-template <typename T> struct Consequences {
+template <typename T> struct OutputGradients {
     typedef T Number;
     static const bool ALONG = true;
     struct Line {
         const T *image;
         int y, x;
     };
-    struct Place {
-        int k, y, x, filter;
-    };
+    typedef Step Place;
     // From the group's first filter on.
     const T *gradients;
     const Geometry &at;
 
-    __device__ __forceinline__ Line line(int pixel) const {
-        if (pixel >= at.inputs) return {nullptr, 0, 0};
-        int image = over(pixel, at.by_pixels), rest = pixel - image * at.by_pixels.by;
-        int y = over(rest, at.by_width), x = rest - y * at.width;
-        return {gradients + (u64)image * at.out_height * at.out_width * at.filters, y + at.top, x + at.left};
+    __device__ __forceinline__ Line line(int input) const {
+        if (input >= at.inputs) return {nullptr, 0, 0};
+        Pixel pixel = pixel_of(input, at.by_pixels, at.by_width);
+        const T *image = gradients + (u64)pixel.image * at.out_height * at.out_width * at.filters;
+        return {image, pixel.y + at.top, pixel.x + at.left};
     }
-    __device__ __forceinline__ Place place(int k) const {
-        int point = over(k, at.by_group_filters), row = over(point, at.by_columns);
-        return {k, row * at.dilation, (point - row * at.columns) * at.dilation, k - point * at.group_filters};
-    }
-    __device__ __forceinline__ const T *find(Line line, Place place) const {
-        int y = line.y - place.y, x = line.x - place.x;
-        if (!line.image || place.k >= at.back_patch || y < 0 || x < 0) return nullptr;
+    __device__ __forceinline__ Step place(int k) const { return step_of(k, at.by_group_filters, at); }
+    __device__ __forceinline__ const T *find(Line line, Step step) const {
+        int y = line.y - step.y, x = line.x - step.x;
+        if (!line.image || step.k >= at.back_patch || y < 0 || x < 0) return nullptr;
         int out_y = over(y, at.by_stride), out_x = over(x, at.by_stride);
         bool is_there = out_y * at.stride == y && out_x * at.stride == x && out_y < at.out_height && out_x < at.out_width;
-        return is_there ? line.image + (u64)(out_y * at.out_width + out_x) * at.filters + place.filter : nullptr;
+        return is_there ? line.image + (u64)(out_y * at.out_width + out_x) * at.filters + step.channel : nullptr;
     }
-    __device__ __forceinline__ Four<T> load(Line line, Place from) const {
-        Four<T> four;
-        bool is_aligned = at.group_filters % 4 == 0 && at.filters % 4 == 0;
-        const T *found = is_aligned ? find(line, from) : nullptr;
-        if (found) return *(const Four<T> *)found;
-        for (int i = 0; i < 4; i++) {
-            const T *value = is_aligned ? nullptr : find(line, i == 0 ? from : place(from.k + i));
-            store(four.at + i, value ? number(*value) : 0.0f);
-        }
-        return four;
+    __device__ __forceinline__ Four<T> load(Line line, Step step) const {
+        return neighbours(*this, line, step, at.group_filters % 4 == 0 && at.filters % 4 == 0);
     }
 };
 
 // The weights as the way back reads them: a line each channel of a group, a place each point of a window and filter.
-struct Turned {
+struct TransposedWeights {
     typedef float Number;
     static const bool ALONG = true;
     typedef int Line;
-    typedef int Place;
+    typedef Step Place;
     // From the group's first filter on.
     const float *weights;
     const Geometry &at;
 
     __device__ __forceinline__ Line line(int channel) const { return channel < at.group_channels ? channel : -1; }
-    __device__ __forceinline__ Place place(int k) const { return k; }
-    __device__ __forceinline__ const float *find(Line channel, int k) const {
-        if (channel < 0 || k >= at.back_patch) return nullptr;
-        int point = over(k, at.by_group_filters), filter = k - point * at.group_filters;
-        return weights + (u64)(point * at.group_channels + channel) * at.filters + filter;
+    __device__ __forceinline__ Step place(int k) const { return step_of(k, at.by_group_filters, at); }
+    __device__ __forceinline__ const float *find(Line channel, Step step) const {
+        if (channel < 0 || step.k >= at.back_patch) return nullptr;
+        return weights + (u64)(step.point * at.group_channels + channel) * at.filters + step.channel;
     }
-    __device__ __forceinline__ Four<float> load(Line channel, Place k) const {
-        Four<float> four;
-        bool is_aligned = at.group_filters % 4 == 0 && at.filters % 4 == 0;
-        const float *found = is_aligned ? find(channel, k) : nullptr;
-        if (found) return *(const Four<float> *)found;
-        for (int i = 0; i < 4; i++) {
-            const float *value = is_aligned ? nullptr : find(channel, k + i);
-            four.at[i] = value ? *value : 0.0f;
-        }
-        return four;
+    __device__ __forceinline__ Four<float> load(Line channel, Step step) const {
+        return neighbours(*this, channel, step, at.group_filters % 4 == 0 && at.filters % 4 == 0);
     }
 };
 
@@ -188,9 +184,9 @@ template <class Precision, typename T>
 __device__ __forceinline__ void backward_input(const T *gradients, const float *weights, T *to, float *slices, int length, const Geometry &at) {
     Part part = part_of(at.channels / at.group_channels, length, at.back_patch);
     int channel = part.group * at.group_channels, filter = part.group * at.group_filters;
-    Consequences<T> left = {gradients + filter, at};
-    Turned right = {weights + filter, at};
-    alignas(32) __shared__ unsigned char memory[Memory<Precision, Consequences<T>, Turned>::BYTES];
+    OutputGradients<T> left = {gradients + filter, at};
+    TransposedWeights right = {weights + filter, at};
+    alignas(32) __shared__ unsigned char memory[Memory<Precision, OutputGradients<T>, TransposedWeights>::BYTES];
     if (slices) {
         slices += (u64)part.slice * at.inputs * at.channels + channel;
         Result<float> result = {slices, nullptr, nullptr, at.inputs, at.group_channels, at.channels, NONE};

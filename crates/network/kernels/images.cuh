@@ -1,6 +1,6 @@
 // Examples of a set that lies on the GPU, as a step sees them.
 
-// Which example, and how: `View` and `Augmentation` on the processor.
+// Which example, and how: `View` and `Augmentation` on the processor. Where no list of them is given, all are seen as they are.
 struct Sight {
     int row, down, right, is_mirrored, cut_y, cut_x;
 };
@@ -29,15 +29,16 @@ __device__ __forceinline__ u32 seen(const unsigned char *image, const unsigned c
     return image[((u64)from_y * at.width + from_x) * at.channels + channel];
 }
 
-// Scaled pixels, `[batch, out_height, out_width, channels]`; each is the mean of the area that it covers, rounded half up.
+// Scaled pixels, `[batch, out_height, out_width, channels]`, by `scaling`, a scale and then a shift for each channel; each is the mean of the area that it covers, rounded half up.
 template <typename T>
-__device__ __forceinline__ void see(const unsigned char *set, const Sight *sights, const unsigned char *fill, const float *scale,
-                                    const float *shift, Images at, T *to, u64 length) {
+__device__ __forceinline__ void see(const unsigned char *set, const Sight *sights, const unsigned char *fill, const float *scaling,
+                                    Images at, T *to, u64 length) {
     for EACH(i, length) {
         int channel = (int)(i % at.channels);
         u64 pixel = i / at.channels;
         int x = (int)(pixel % at.out_width), y = (int)(pixel / at.out_width % at.out_height);
-        Sight sight = sights[pixel / at.out_width / at.out_height];
+        int example = (int)(pixel / at.out_width / at.out_height);
+        Sight sight = sights ? sights[example] : Sight{example, 0, 0, 0, 0, 0};
         const unsigned char *image = set + (u64)sight.row * at.height * at.width * at.channels;
         u32 byte;
         if (at.out_height == at.height && at.out_width == at.width) {
@@ -54,11 +55,11 @@ __device__ __forceinline__ void see(const unsigned char *set, const Sight *sight
             }
             byte = (u32)((sum + area / 2) / area);
         }
-        store(to + i, fmaf((float)byte, scale[channel], shift[channel]));
+        store(to + i, fmaf((float)byte, scaling[channel], scaling[at.channels + channel]));
     }
 }
 
 // Rows of a table of numbers.
 template <typename T> __device__ __forceinline__ void take(const float *set, const Sight *sights, int features, T *to, u64 length) {
-    for EACH(i, length) store(to + i, set[(u64)sights[i / features].row * features + i % features]);
+    for EACH(i, length) store(to + i, set[(sights ? (u64)sights[i / features].row : i / features) * features + i % features]);
 }

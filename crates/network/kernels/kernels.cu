@@ -70,9 +70,9 @@ KERNEL __launch_bounds__(THREADS) forward_bf16_to_fp32(const bf16 *input, const 
                        T *gradient, double *report) {                                                                                             \
         loss(logits, labels, weights, smoothing, share, batch, classes, gradient, report);                                                        \
     }                                                                                                                                             \
-    KERNEL see_##name(const unsigned char *set, const Sight *sights, const unsigned char *fill, const float *scale, const float *shift,           \
-                      Images at, T *to, u64 length) {                                                                                             \
-        see(set, sights, fill, scale, shift, at, to, length);                                                                                     \
+    KERNEL see_##name(const unsigned char *set, const Sight *sights, const unsigned char *fill, const float *scaling, Images at, T *to,           \
+                      u64 length) {                                                                                                               \
+        see(set, sights, fill, scaling, at, to, length);                                                                                     \
     }                                                                                                                                             \
     KERNEL take_##name(const float *set, const Sight *sights, int features, T *to, u64 length) { take(set, sights, features, to, length); }
 

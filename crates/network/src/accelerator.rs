@@ -104,7 +104,7 @@ pub(crate) struct Begin {
 }
 
 /// A step of a course.
-pub(crate) struct Stride {
+pub(crate) struct CourseStep {
     /// Of the sights.
     pub(crate) parts: Vec<Range<usize>>,
     /// Steps before it.
@@ -146,7 +146,7 @@ pub(crate) trait Engine {
         Err(no_courses())
     }
 
-    fn stride(&mut self, _stride: &Stride) -> Result<(), NetworkError> {
+    fn course_step(&mut self, _step: &CourseStep) -> Result<(), NetworkError> {
         Err(no_courses())
     }
 
@@ -248,14 +248,14 @@ impl Accelerator {
         self.ask(move |engine| engine.begin(begin))
     }
 
-    /// [`Engine::stride`] on its thread, some time later; what goes wrong there is told by whoever asks next.
-    pub(crate) fn stride(&self, stride: Stride) -> Result<(), NetworkError> {
+    /// [`Engine::course_step`] on its thread, some time later; what goes wrong there is told by whoever asks next.
+    pub(crate) fn course_step(&self, step: CourseStep) -> Result<(), NetworkError> {
         self.check()?;
         let failure = self.failure.clone();
         let job: Job = Box::new(move |desk| {
             let mut failure = failure.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             if failure.is_none() {
-                let done = catch_unwind(AssertUnwindSafe(|| desk.engine.stride(&stride)));
+                let done = catch_unwind(AssertUnwindSafe(|| desk.engine.course_step(&step)));
                 *failure = done.unwrap_or_else(|panic| Err(panicked(panic.as_ref()))).err();
             }
         });

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use crate::{
-    accelerator::{Accelerator, Begin, Stride, WholeSet},
+    accelerator::{Accelerator, Begin, CourseStep, WholeSet},
     error::NetworkError,
     examples::Input,
     loss::{self, LossOptions},
@@ -106,7 +106,7 @@ impl Network {
     pub fn step_in_course(&mut self, parts: Vec<Range<usize>>, optimiser: &mut Optimiser, decay: Option<f32>) -> Result<(), NetworkError> {
         let (step, rate_factor) = (optimiser.step(), optimiser.rate_factor());
         optimiser.count_step();
-        self.course()?.stride(Stride { parts, step, rate_factor, decay })
+        self.course()?.course_step(CourseStep { parts, step, rate_factor, decay })
     }
 
     /// The sum of the losses of all examples since the course began, and how many were told right. Waits for all steps.

@@ -19,11 +19,11 @@ use self::{
     course::Course,
     examples::Set,
     gpu::{Buffer, Gpu, Pointer},
-    layers::{Operations, Punished, Statistics, Windows},
+    layers::{LossTerms, Operations, Statistics, Windows},
     product::{Geometry, Product, Weights, dense_as_conv},
 };
 use crate::{
-    accelerator::{Begin, Engine, Fetched, Learnt, Lesson, State, Stride, Waiting, WholeSet},
+    accelerator::{Begin, CourseStep, Engine, Fetched, Learnt, Lesson, State, Waiting, WholeSet},
     architecture::Shape,
     batchnorm::{BatchNorm, Running},
     conv::Conv,
@@ -41,20 +41,6 @@ use crate::{
 type Done<T> = Result<T, NetworkError>;
 
 impl Precision {
-    /// How kernels that take products call it.
-    fn product(self) -> &'static str {
-        match self {
-            Precision::Fp32 => "fp32",
-            Precision::Tf32 => "tf32",
-            Precision::Bf16 => "bf16",
-        }
-    }
-
-    /// What lies in memory, as kernels call it.
-    fn memory(self) -> &'static str {
-        if self == Precision::Bf16 { "bf16" } else { "fp32" }
-    }
-
     /// Of a value in memory.
     fn bytes(self) -> usize {
         if self == Precision::Bf16 { 2 } else { 4 }
@@ -309,7 +295,7 @@ impl Fused {
         let mut pass = Pass { training: Some((lesson.seed, lesson.step)), cursor: Cursor::default(), statistics: Vec::new() };
         let flow = self.pass(&self.blocks, examples, &mut pass, &mut backs)?;
         let logits = self.operations.to_floats(flow, self.ends_in_logits())?;
-        let gradient = self.operations.loss(&logits, labels, lesson.punished, lesson.share, report)?;
+        let gradient = self.operations.loss(&logits, labels, lesson.loss_terms, lesson.share, report)?;
         let mut found = Found { gradients: self.held.iter().map(|_| None).collect(), is_frozen: lesson.is_frozen.to_vec() };
         go_back(backs, gradient, &mut found)?;
         Ok(Taught { gradients: found.gradients, statistics: pass.statistics })
@@ -323,7 +309,7 @@ impl Fused {
     fn infer(&mut self, state: &State, input: &Values) -> Done<Waiting> {
         self.take(state)?;
         self.take_running(&state.running)?;
-        let mut set = Set::of(self.gpu(), input, self.input, None)?;
+        let set = Set::of(self.gpu(), input, self.input)?;
         let examples = set.all(&self.operations)?;
         let mut pass = Pass { training: None, cursor: Cursor::default(), statistics: Vec::new() };
         let flow = self.pass(&self.blocks, examples, &mut pass, &mut Vec::new())?;
@@ -335,7 +321,7 @@ impl Fused {
 
 /// What a batch is to teach, besides its examples.
 struct Task<'a> {
-    punished: &'a Punished,
+    loss_terms: &'a LossTerms,
     seed: u64,
     step: u64,
     /// Of the step, which other batches have parts in.
@@ -366,12 +352,12 @@ impl Engine for Fused {
     fn learn(&mut self, state: &State, lesson: &Lesson) -> Result<Learnt, NetworkError> {
         self.take(state)?;
         let (gpu, count) = (self.operations.gpu.clone(), lesson.labels.len());
-        let mut set = Set::of(&gpu, &lesson.input, self.input, None)?;
+        let set = Set::of(&gpu, &lesson.input, self.input)?;
         let examples = set.all(&self.operations)?;
         let (labels, report) = (gpu.upload(&lesson.labels)?, gpu.upload(&[0.0f64; 2])?);
         let is_frozen = vec![false; state.parameters.len()];
-        let punished = Punished::upload(&gpu, &lesson.options)?;
-        let task = Task { punished: &punished, seed: lesson.seed, step: lesson.step, share: 1.0, is_frozen: &is_frozen };
+        let loss_terms = LossTerms::upload(&gpu, &lesson.options)?;
+        let task = Task { loss_terms: &loss_terms, seed: lesson.seed, step: lesson.step, share: 1.0, is_frozen: &is_frozen };
         let taught = self.lesson(examples, labels.pointer(), &task, &report)?;
         let report = gpu.download_doubles(&report, 2)?;
         let read = |(gradient, (_, values)): (&Option<Buffer>, &(u64, Arc<Vec<f32>>))| match gradient {
@@ -408,8 +394,8 @@ impl Engine for Fused {
         self.begin_course(begin)
     }
 
-    fn stride(&mut self, stride: &Stride) -> Result<(), NetworkError> {
-        self.stride_on(stride)
+    fn course_step(&mut self, step: &CourseStep) -> Result<(), NetworkError> {
+        self.course_step_on(step)
     }
 
     fn so_far(&mut self) -> Result<[f64; 2], NetworkError> {

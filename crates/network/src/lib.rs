@@ -10,7 +10,7 @@
 //! | learn | [`Network::train_step`]`(Batch { input, labels }, &mut optimiser, &LossOptions)` gives a [`StepReport`] `{ loss, correct }` |
 //! | judge | [`Network::evaluate`]`(batch, &LossOptions)` gives the same without learning |
 //! | keep | [`Network::snapshot`] and [`Network::restore`]; [`Network::to_safetensors`] and [`Network::from_safetensors`] |
-//! | be as sure as right | [`temperature`] and [`Network::cool`] |
+//! | be as sure as right | [`temperature`] and [`Network::apply_temperature`] |
 //! | speed up | [`Network::place`]`(Device::Cuda, Precision::Bf16)`, with the feature `cuda`; then [`Network::hold`] and [`Network::begin_course`] |
 //! | go on | [`Optimiser::to_safetensors`] and [`Optimiser::load`] |
 //! | apply | [`Network::logits`] and [`Network::probabilities`], from a shared reference, on any thread; [`Network::begin`] for one batch ahead |

@@ -41,7 +41,7 @@ impl Network {
     /// # Errors
     ///
     /// If the last layer is not `dense`; nothing has changed then.
-    pub fn cool(&mut self, temperature: f32) -> Result<(), NetworkError> {
+    pub fn apply_temperature(&mut self, temperature: f32) -> Result<(), NetworkError> {
         if !matches!(self.architecture().layers.last(), Some(LayerSpec::Dense { .. })) {
             return Err(NetworkError::Option("a temperature goes into the weights of a last layer `dense CLASSES`".into()));
         }
@@ -114,11 +114,11 @@ mod tests {
         let mut network = Network::new(&architecture, 7).unwrap();
         let input = [0.3, -0.8, 1.2, -1.0, 0.1, 0.5];
         let before = network.logits(Input::Floats(&input)).unwrap();
-        network.cool(0.4).unwrap();
+        network.apply_temperature(0.4).unwrap();
         let after = network.logits(Input::Floats(&input)).unwrap();
         assert!(before.iter().zip(&after).all(|(before, after)| (before / 0.4 - after).abs() < 1e-5), "{after:?} for {before:?}");
         let layers = ["conv 3 1x1", "globalpool"].map(|text| text.parse().unwrap()).to_vec();
         let pooled = Architecture { input: Shape::Image { height: 2, width: 2, channels: 1 }, layers };
-        assert!(Network::new(&pooled, 7).unwrap().cool(0.4).is_err(), "there is no last dense layer");
+        assert!(Network::new(&pooled, 7).unwrap().apply_temperature(0.4).is_err(), "there is no last dense layer");
     }
 }

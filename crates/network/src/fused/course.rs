@@ -6,11 +6,11 @@ use super::{
     Done, Fused, Task,
     examples::Set,
     gpu::{Buffer, Gpu, Pointer, launch},
-    layers::Punished,
+    layers::LossTerms,
     learn::{Learner, Step, square_sum},
 };
 use crate::{
-    accelerator::{Begin, Fetched, Stride, WholeSet},
+    accelerator::{Begin, CourseStep, Fetched, WholeSet},
     batchnorm::Running,
     error::NetworkError,
 };
@@ -42,7 +42,7 @@ pub(super) struct Course {
     running: Vec<Statistics>,
     average: Option<(Vec<Buffer>, Vec<Statistics>)>,
     clip_norm: Option<f64>,
-    punished: Punished,
+    loss_terms: LossTerms,
     seed: u64,
     sights: Buffer,
     /// Sum of losses, and of those told right.
@@ -85,7 +85,7 @@ impl Fused {
             running: statistics(&begin.state.running)?,
             average: begin.average.map(average).transpose()?,
             clip_norm: begin.clip_norm,
-            punished: Punished::upload(&gpu, &begin.options)?,
+            loss_terms: LossTerms::upload(&gpu, &begin.options)?,
             seed: begin.seed,
             sights: gpu.upload(&begin.sights)?,
             report: gpu.upload(&[0.0f64; 2])?,
@@ -93,21 +93,21 @@ impl Fused {
         Ok(())
     }
 
-    pub(super) fn stride_on(&mut self, stride: &Stride) -> Done<()> {
+    pub(super) fn course_step_on(&mut self, asked: &CourseStep) -> Done<()> {
         let Some(mut course) = self.course.take() else { return Err(no_course()) };
-        let done = self.stride_of(&mut course, stride);
+        let done = self.make_course_step(&mut course, asked);
         self.course = Some(course);
         done
     }
 
-    fn stride_of(&self, course: &mut Course, stride: &Stride) -> Done<()> {
+    fn make_course_step(&self, course: &mut Course, asked: &CourseStep) -> Done<()> {
         let gpu = self.gpu();
-        let all: usize = stride.parts.iter().map(Range::len).sum();
-        let step = |clip| Step { gpu, step: stride.step + 1, rate_factor: stride.rate_factor, clip };
+        let all: usize = asked.parts.iter().map(Range::len).sum();
+        let step = |clip| Step { gpu, step: asked.step + 1, rate_factor: asked.rate_factor, clip };
         let mut gradients: Vec<Option<Buffer>> = Vec::new();
-        for part in &stride.parts {
+        for part in &asked.parts {
             let share = part.len() as f32 / all as f32;
-            let of_part = self.part_of(course, part, stride.step, share)?;
+            let of_part = self.part_of(course, part, asked.step, share)?;
             if gradients.is_empty() {
                 gradients = of_part;
                 continue;
@@ -125,7 +125,7 @@ impl Fused {
                 step.update(&self.weight(index), gradient, learner)?;
             }
         }
-        if let (Some((parameters, running)), Some(decay)) = (&course.average, stride.decay) {
+        if let (Some((parameters, running)), Some(decay)) = (&course.average, asked.decay) {
             for ((index, average), learner) in parameters.iter().enumerate().zip(&course.learners) {
                 step.blend(&self.weight(index), average, 1.0 - decay, decay, learner.length)?;
             }
@@ -143,7 +143,7 @@ impl Fused {
         let (gpu, sights) = (self.gpu(), course.sights.pointer().after(SIGHT * part.start));
         let examples = set.see(&self.operations, sights, part.len(), self.input)?;
         let labels = set.labels(gpu, sights, part.len())?;
-        let task = Task { punished: &course.punished, seed: course.seed, step, share, is_frozen: &course.is_frozen };
+        let task = Task { loss_terms: &course.loss_terms, seed: course.seed, step, share, is_frozen: &course.is_frozen };
         let taught = self.lesson(examples, labels.pointer(), &task, &course.report)?;
         let blend = Step { gpu, step, rate_factor: 0.0, clip: Pointer::NULL };
         for ((batch, momentum), running) in taught.statistics.iter().zip(&course.running) {

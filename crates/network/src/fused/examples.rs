@@ -4,7 +4,7 @@ use cudarc::driver::{DeviceRepr, result};
 
 use super::{
     Done, Maps,
-    gpu::{Buffer, Gpu, Pointer, launch_each},
+    gpu::{Buffer, Gpu, Pointer, in_memory, launch_each},
     layers::Operations,
 };
 use crate::{Sight, accelerator::WholeSet, architecture::Shape, examples::Values};
@@ -28,36 +28,26 @@ struct Images {
 pub(super) struct Set {
     count: usize,
     values: Buffer,
-    /// Scale, shift and the cutout's colour of each channel, where the values are bytes.
-    pixels: Option<(Buffer, Buffer, Buffer)>,
+    /// A scale and then a shift for each channel, where the values are bytes.
+    scaling: Option<Buffer>,
+    /// Of each example, and the colour of what is cut out of one: of a set that stays.
     labels: Option<Buffer>,
+    fill: Option<Buffer>,
     shape: Shape,
     cutout: usize,
-    /// Of all examples; they are let go together with the set.
-    sights: Option<Buffer>,
 }
 
 impl Set {
-    /// Takes values to the GPU; the colour of what is cut out matters only where something is.
-    pub(super) fn of(gpu: &Gpu, values: &Values, shape: Shape, whole: Option<&WholeSet>) -> Done<Self> {
-        let fill = whole.map(|whole| whole.fill.clone()).filter(|fill| !fill.is_empty()).unwrap_or_else(|| vec![0; shape.channels()]);
-        let (held, pixels, count) = match values {
+    /// Takes values to the GPU.
+    pub(super) fn of(gpu: &Gpu, values: &Values, shape: Shape) -> Done<Self> {
+        let (values, scaling, length) = match values {
             Values::Floats(floats) => (gpu.upload_aside(floats.as_ref())?, None, floats.len()),
             Values::Pixels { bytes, normalisation } => {
-                let (scale, shift) = (gpu.upload_aside(&normalisation.scale)?, gpu.upload_aside(&normalisation.shift)?);
-                (gpu.upload_aside(bytes.as_ref())?, Some((scale, shift, gpu.upload_aside(&fill)?)), bytes.len())
+                let scaling = [&normalisation.scale[..], &normalisation.shift].concat();
+                (gpu.upload_aside(bytes.as_ref())?, Some(gpu.upload_aside(&scaling)?), bytes.len())
             }
         };
-        let labels = whole.map(|whole| gpu.upload_aside(&whole.labels)).transpose()?;
-        Ok(Set {
-            count: count / shape.len(),
-            values: held,
-            pixels,
-            labels,
-            shape,
-            cutout: whole.map_or(0, |whole| whole.cutout),
-            sights: None,
-        })
+        Ok(Set { count: length / shape.len(), values, scaling, labels: None, fill: None, shape, cutout: 0 })
     }
 
     /// The same of a set that stays, if it takes no more than half of the memory that is free.
@@ -67,7 +57,11 @@ impl Set {
             Values::Floats(floats) => 4 * floats.len(),
         };
         let is_small = result::mem_get_info().is_ok_and(|(free, _)| bytes <= free / 2);
-        is_small.then(|| Set::of(gpu, &whole.values, whole.shape, Some(whole))).transpose()
+        if !is_small {
+            return Ok(None);
+        }
+        let (labels, fill) = (Some(gpu.upload_aside(&whole.labels)?), Some(gpu.upload_aside(&whole.fill)?));
+        Ok(Some(Set { labels, fill, cutout: whole.cutout, ..Set::of(gpu, &whole.values, whole.shape)? }))
     }
 
     pub(super) fn count(&self) -> usize {
@@ -75,22 +69,18 @@ impl Set {
     }
 
     /// All examples as they are.
-    pub(super) fn all(&mut self, operations: &Operations) -> Done<Maps> {
-        let sights: Vec<Sight> = (0..self.count as i32).map(|row| Sight { row, ..Sight::default() }).collect();
-        let sights = operations.gpu.upload_aside(&sights)?;
-        let maps = self.see(operations, sights.pointer(), self.count, self.shape)?;
-        self.sights = Some(sights);
-        Ok(maps)
+    pub(super) fn all(&self, operations: &Operations) -> Done<Maps> {
+        self.see(operations, Pointer::NULL, self.count, self.shape)
     }
 
-    /// Some examples, as images of that shape.
+    /// Some examples, or all where `sights` is null, as images of that shape.
     pub(super) fn see(&self, operations: &Operations, sights: Pointer, count: usize, shape: Shape) -> Done<Maps> {
-        let (gpu, memory) = (&operations.gpu, operations.precision.memory());
+        let (gpu, precision) = (&operations.gpu, operations.precision);
         let (length, channels) = (count * shape.len(), shape.channels());
-        let to = Maps::new(gpu.take(length, operations.precision.bytes())?, count, shape.len() / channels, channels).learnt_if(false);
-        let Some((scale, shift, fill)) = &self.pixels else {
+        let to = Maps::new(gpu.take(length, precision.bytes())?, count, shape.len() / channels, channels).learnt_if(false);
+        let Some(scaling) = &self.scaling else {
             let features = self.shape.len() as i32;
-            launch_each!(gpu, format!("take_{memory}"), length, self.values.pointer(), sights, features, to.pointer(), length as u64)?;
+            launch_each!(gpu, in_memory!(precision, "take"), length, self.values.pointer(), sights, features, to.pointer(), length as u64)?;
             return Ok(to);
         };
         let sides = |shape: Shape| match shape {
@@ -99,8 +89,9 @@ impl Set {
         };
         let ((height, width), (out_height, out_width)) = (sides(self.shape), sides(shape));
         let at = Images { height, width, channels: channels as i32, out_height, out_width, cutout: self.cutout as i32 };
-        let (values, fill, scale, shift) = (self.values.pointer(), fill.pointer(), scale.pointer(), shift.pointer());
-        launch_each!(gpu, format!("see_{memory}"), length, values, sights, fill, scale, shift, at, to.pointer(), length as u64)?;
+        let (values, scaling) = (self.values.pointer(), scaling.pointer());
+        let fill = self.fill.as_ref().map_or(Pointer::NULL, Buffer::pointer);
+        launch_each!(gpu, in_memory!(precision, "see"), length, values, sights, fill, scaling, at, to.pointer(), length as u64)?;
         Ok(to)
     }
 

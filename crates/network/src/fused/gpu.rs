@@ -32,7 +32,7 @@ const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
 struct Kernels {
     module: CUmodule,
     /// As far as they were asked for.
-    functions: RefCell<HashMap<String, CUfunction>>,
+    functions: RefCell<HashMap<&'static str, CUfunction>>,
 }
 
 impl Kernels {
@@ -43,7 +43,7 @@ impl Kernels {
         Ok(Kernels { module, functions: RefCell::default() })
     }
 
-    fn get(&self, name: &str) -> Result<CUfunction, NetworkError> {
+    fn get(&self, name: &'static str) -> Result<CUfunction, NetworkError> {
         if let Some(function) = self.functions.borrow().get(name) {
             return Ok(*function);
         }
@@ -51,7 +51,7 @@ impl Kernels {
         // SAFETY: the module is loaded.
         let function = unsafe { module::get_function(self.module, text) };
         let function = function.map_err(|error| NetworkError::device(format!("the kernel `{name}`: {error:?}")))?;
-        self.functions.borrow_mut().insert(name.to_owned(), function);
+        self.functions.borrow_mut().insert(name, function);
         Ok(function)
     }
 }
@@ -143,7 +143,7 @@ pub(super) fn argument<T: Copy>(value: &T) -> *mut c_void {
 macro_rules! launch {
     ($gpu:expr, $kernel:expr, $blocks:expr, $threads:expr, $($value:expr),+ $(,)?) => {
         // SAFETY: each kernel is launched in one place, with the types and sizes that it declares; the emulated GPU runs every one of them.
-        unsafe { $gpu.launch(&$kernel, $blocks, $threads, &mut [$($crate::fused::gpu::argument(&$value)),+]) }
+        unsafe { $gpu.launch($kernel, $blocks, $threads, &mut [$($crate::fused::gpu::argument(&$value)),+]) }
     };
 }
 
@@ -154,7 +154,28 @@ macro_rules! launch_each {
         $crate::fused::gpu::launch!($gpu, $kernel, blocks, threads, $($value),+)
     }};
 }
-pub(super) use {launch, launch_each};
+
+/// The name of a kernel for what lies in memory in that precision.
+macro_rules! in_memory {
+    ($precision:expr, $kernel:literal) => {
+        match $precision {
+            $crate::Precision::Fp32 | $crate::Precision::Tf32 => concat!($kernel, "_fp32"),
+            $crate::Precision::Bf16 => concat!($kernel, "_bf16"),
+        }
+    };
+}
+
+/// The name of a kernel that takes products in that precision.
+macro_rules! in_precision {
+    ($precision:expr, $kernel:literal) => {
+        match $precision {
+            $crate::Precision::Fp32 => concat!($kernel, "_fp32"),
+            $crate::Precision::Tf32 => concat!($kernel, "_tf32"),
+            $crate::Precision::Bf16 => concat!($kernel, "_bf16"),
+        }
+    };
+}
+pub(super) use {in_memory, in_precision, launch, launch_each};
 
 impl Gpu {
     /// The first GPU, with the kernels loaded.
@@ -275,7 +296,7 @@ impl Gpu {
     /// The arguments are those of the kernel, and what they point to is as long as it reads and writes.
     pub(super) unsafe fn launch(
         &self,
-        kernel: &str,
+        kernel: &'static str,
         blocks: (u32, u32, u32),
         threads: (u32, u32),
         arguments: &mut [*mut c_void],

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::{
     Maps, Precision,
-    gpu::{Buffer, Gpu, Pointer, launch, launch_each},
+    gpu::{Buffer, Gpu, Pointer, in_memory, launch, launch_each},
 };
 use crate::{
     batchnorm::{BatchNorm, Running},
@@ -86,15 +86,15 @@ pub(super) struct Statistics {
 }
 
 /// How wrong logits are punished: [`LossOptions`] on the GPU.
-pub(super) struct Punished {
+pub(super) struct LossTerms {
     class_weights: Option<Buffer>,
     label_smoothing: f32,
 }
 
-impl Punished {
+impl LossTerms {
     pub(super) fn upload(gpu: &Gpu, options: &LossOptions) -> Result<Self, NetworkError> {
         let class_weights = options.class_weights.as_ref().map(|weights| gpu.upload(weights)).transpose()?;
-        Ok(Punished { class_weights, label_smoothing: options.label_smoothing })
+        Ok(LossTerms { class_weights, label_smoothing: options.label_smoothing })
     }
 }
 
@@ -106,10 +106,6 @@ pub(super) struct Operations {
 }
 
 impl Operations {
-    fn kernel(&self, name: &str) -> String {
-        format!("{name}_{}", self.precision.memory())
-    }
-
     fn maps(&self, like: &Maps, pixels: usize) -> Result<Maps, NetworkError> {
         let length = like.batch * pixels * like.channels;
         Ok(Maps::new(self.gpu.take(length, self.precision.bytes())?, like.batch, pixels, like.channels))
@@ -119,14 +115,23 @@ impl Operations {
     pub(super) fn pool(&self, input: &Maps, at: Windows, activation: Activation) -> Result<Maps, NetworkError> {
         let output = self.maps(input, (at.out_height * at.out_width) as usize)?;
         let (length, activation) = (output.len(), activation as i32);
-        launch_each!(self.gpu, self.kernel("pool"), length, input.pointer(), output.pointer(), length as u32, activation, at)?;
+        launch_each!(
+            self.gpu,
+            in_memory!(self.precision, "pool"),
+            length,
+            input.pointer(),
+            output.pointer(),
+            length as u32,
+            activation,
+            at
+        )?;
         Ok(output)
     }
 
     pub(super) fn pool_back(&self, input: &Maps, gradient: &Maps, at: Windows) -> Result<Maps, NetworkError> {
         let output = self.maps(input, input.pixels)?;
         let length = output.len();
-        let kernel = self.kernel("pool_back");
+        let kernel = in_memory!(self.precision, "pool_back");
         launch_each!(self.gpu, kernel, length, input.pointer(), gradient.pointer(), output.pointer(), length as u32, at)?;
         Ok(output)
     }
@@ -138,7 +143,7 @@ impl Operations {
         }
         let output = self.maps(&gradient, gradient.pixels)?;
         let (length, activation) = (output.len(), activation as i32);
-        let kernel = self.kernel("activation_back");
+        let kernel = in_memory!(self.precision, "activation_back");
         launch_each!(self.gpu, kernel, length, activation, kept.pointer(), gradient.pointer(), output.pointer(), length as u64)?;
         Ok(output)
     }
@@ -154,7 +159,7 @@ impl Operations {
         let output = self.maps(one, one.pixels)?;
         let before = keeps_before.then(|| self.maps(one, one.pixels)).transpose()?;
         let kept = before.as_ref().map_or(Pointer::NULL, Maps::pointer);
-        let (length, activation, kernel) = (output.len(), activation as i32, self.kernel("join"));
+        let (length, activation, kernel) = (output.len(), activation as i32, in_memory!(self.precision, "join"));
         launch_each!(self.gpu, kernel, length, one.pointer(), other.pointer(), activation, kept, output.pointer(), length as u64)?;
         Ok((output, before))
     }
@@ -163,7 +168,7 @@ impl Operations {
     pub(super) fn dropout(&self, dropout: &Dropout, key: u64, values: &Maps) -> Result<Maps, NetworkError> {
         let output = self.maps(values, values.pixels)?;
         let (length, (threshold, scale)) = (output.len(), dropout.threshold_and_scale());
-        let kernel = self.kernel("dropout");
+        let kernel = in_memory!(self.precision, "dropout");
         launch_each!(self.gpu, kernel, length, values.pointer(), key, threshold, scale, output.pointer(), length as u64)?;
         Ok(output)
     }
@@ -173,7 +178,17 @@ impl Operations {
         let (pixels, channels) = (values.all_pixels(), values.channels);
         let sums = self.pixel_sums(pixels, channels)?;
         let (count, width) = (pixels as u32, channels as i32);
-        launch!(self.gpu, self.kernel("sum"), sums.blocks, LANES, values.pointer(), count, width, sums.length, sums.sums.pointer())?;
+        launch!(
+            self.gpu,
+            in_memory!(self.precision, "sum"),
+            sums.blocks,
+            LANES,
+            values.pointer(),
+            count,
+            width,
+            sums.length,
+            sums.sums.pointer()
+        )?;
         self.total(&sums, channels, 0)
     }
 
@@ -196,11 +211,11 @@ impl Operations {
         let (pixels, channels) = (input.all_pixels(), norm.channels);
         let PixelSums { blocks, length, slices, sums } = self.pixel_sums(pixels, channels)?;
         let (count, width) = (pixels as u32, channels as i32);
-        launch!(self.gpu, self.kernel("moments"), blocks, LANES, input.pointer(), count, width, length, sums.pointer())?;
+        launch!(self.gpu, in_memory!(self.precision, "moments"), blocks, LANES, input.pointer(), count, width, length, sums.pointer())?;
         let floats = || self.gpu.floats(channels);
         let found = Statistics { channels, mean: floats()?, inverse: floats()?, variance: floats()? };
         let (mean, inverse, variance) = (found.mean.pointer(), found.inverse.pointer(), found.variance.pointer());
-        let (kernel, epsilon) = (self.kernel("norm_statistics"), norm.epsilon);
+        let (kernel, epsilon) = (in_memory!(self.precision, "norm_statistics"), norm.epsilon);
         launch_each!(self.gpu, kernel, channels, sums.pointer(), slices, input.pointer(), count, epsilon, width, mean, inverse, variance)?;
         Ok(found)
     }
@@ -233,7 +248,7 @@ impl Operations {
         input: &Maps,
     ) -> Result<Maps, NetworkError> {
         let output = self.maps(input, input.pixels)?;
-        let (at, length, kernel) = (Self::norm_of(norm, statistics, scale, shift), output.len(), self.kernel("norm"));
+        let (at, length, kernel) = (Self::norm_of(norm, statistics, scale, shift), output.len(), in_memory!(self.precision, "norm"));
         launch_each!(self.gpu, kernel, length, input.pointer(), at, norm.channels as i32, output.pointer(), length as u64)?;
         Ok(output)
     }
@@ -251,11 +266,11 @@ impl Operations {
         let sums = self.pixel_sums(pixels, channels)?;
         let (at, count, width) = (Self::norm_of(norm, statistics, scale, shift), pixels as u32, channels as i32);
         let (values, given) = (input.pointer(), gradient.pointer());
-        let kernel = self.kernel("norm_slopes");
+        let kernel = in_memory!(self.precision, "norm_slopes");
         launch!(self.gpu, kernel, sums.blocks, LANES, values, given, at, count, width, sums.length, sums.sums.pointer())?;
         let (shift_gradient, scale_gradient) = (self.total(&sums, channels, 0)?, self.total(&sums, channels, 1)?);
         let output = self.maps(input, input.pixels)?;
-        let (length, to, kernel) = (output.len(), output.pointer(), self.kernel("norm_back"));
+        let (length, to, kernel) = (output.len(), output.pointer(), in_memory!(self.precision, "norm_back"));
         let (of_shift, of_scale) = (shift_gradient.pointer(), scale_gradient.pointer());
         launch_each!(self.gpu, kernel, length, values, given, at, of_shift, of_scale, count, width, to, length as u64)?;
         Ok((scale_gradient, shift_gradient, output))
@@ -276,14 +291,14 @@ impl Operations {
         &self,
         logits: &Maps,
         labels: Pointer,
-        punished: &Punished,
+        loss_terms: &LossTerms,
         share: f32,
         report: &Buffer,
     ) -> Result<Maps, NetworkError> {
-        let weights = punished.class_weights.as_ref().map_or(Pointer::NULL, Buffer::pointer);
+        let weights = loss_terms.class_weights.as_ref().map_or(Pointer::NULL, Buffer::pointer);
         let gradient = self.maps(logits, logits.pixels)?;
         let (batch, classes) = (logits.batch as i32, (logits.pixels * logits.channels) as i32);
-        let (kernel, (blocks, threads), smoothing) = (self.kernel("loss"), ONE_BLOCK, punished.label_smoothing);
+        let (kernel, (blocks, threads), smoothing) = (in_memory!(self.precision, "loss"), ONE_BLOCK, loss_terms.label_smoothing);
         let (to, report) = (gradient.pointer(), report.pointer());
         launch!(self.gpu, kernel, blocks, threads, logits.pointer(), labels, weights, smoothing, share, batch, classes, to, report)?;
         Ok(gradient)

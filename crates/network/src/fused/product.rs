@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::{
     Maps, Precision,
-    gpu::{Buffer, Gpu, Pointer, launch, launch_each},
+    gpu::{Buffer, Gpu, Pointer, in_memory, in_precision, launch, launch_each},
 };
 use crate::{conv::Conv, dense::Dense, error::NetworkError, layer::Activation};
 
@@ -179,29 +179,17 @@ impl Product<'_> {
         let activation = activation as i32;
         let cut = Cut::new(outputs, at.group_filters as usize, at.patch as usize, at.groups());
         let slices = (cut.slices > 1).then(|| gpu.floats(cut.slices * outputs * filters)).transpose()?;
-        let ending = if are_logits && self.precision == Precision::Bf16 { "bf16_to_fp32" } else { self.precision.product() };
+        let is_widened = are_logits && self.precision == Precision::Bf16;
+        let kernel = if is_widened { "forward_bf16_to_fp32" } else { in_precision!(self.precision, "forward") };
         let (to, kept) = (maps.pointer(), before.as_ref().map_or(Pointer::NULL, Maps::pointer));
         let sliced = slices.as_ref().map_or(Pointer::NULL, Buffer::pointer);
         let (weights, bias) = (layer.weights.pointer(), layer.bias.pointer());
-        launch!(
-            gpu,
-            format!("forward_{ending}"),
-            cut.blocks,
-            THREADS,
-            input.pointer(),
-            weights,
-            bias,
-            to,
-            kept,
-            sliced,
-            cut.length,
-            activation,
-            at
-        )?;
+        launch!(gpu, kernel, cut.blocks, THREADS, input.pointer(), weights, bias, to, kept, sliced, cut.length, activation, at)?;
         if slices.is_some() {
-            let (length, memory) = (outputs * filters, if are_logits { "fp32" } else { self.precision.memory() });
+            let length = outputs * filters;
+            let kernel = if are_logits { "add_slices_fp32" } else { in_memory!(self.precision, "add_slices") };
             let (count, columns) = (cut.slices as i32, at.filters);
-            launch_each!(gpu, format!("add_slices_{memory}"), length, sliced, count, length as u64, columns, bias, activation, kept, to)?;
+            launch_each!(gpu, kernel, length, sliced, count, length as u64, columns, bias, activation, kept, to)?;
         }
         Ok(Given { maps, before })
     }
@@ -214,10 +202,10 @@ impl Product<'_> {
         let cut = Cut::new(inputs, at.group_channels as usize, at.back_patch as usize, at.groups());
         let slices = (cut.slices > 1).then(|| gpu.floats(cut.slices * inputs * channels)).transpose()?;
         let (sliced, to) = (slices.as_ref().map_or(Pointer::NULL, Buffer::pointer), maps.pointer());
-        let kernel = format!("backward_input_{}", self.precision.product());
+        let kernel = in_precision!(self.precision, "backward_input");
         launch!(gpu, kernel, cut.blocks, THREADS, gradient.pointer(), weights.pointer(), to, sliced, cut.length, at)?;
         if slices.is_some() {
-            self.add_slices(sliced, cut.slices, inputs * channels, self.precision.memory(), to)?;
+            self.add_slices(in_memory!(self.precision, "add_slices"), sliced, cut.slices, inputs * channels, to)?;
         }
         Ok(maps)
     }
@@ -228,18 +216,18 @@ impl Product<'_> {
         let length = at.patch as usize * at.filters as usize;
         let cut = Cut::new(at.patch as usize, at.group_filters as usize, at.outputs as usize, at.groups());
         let slices = gpu.floats(cut.slices * length)?;
-        let kernel = format!("backward_weights_{}", self.precision.product());
+        let kernel = in_precision!(self.precision, "backward_weights");
         launch!(gpu, kernel, cut.blocks, THREADS, input.pointer(), gradient.pointer(), slices.pointer(), cut.length, at)?;
         if cut.slices == 1 {
             return Ok(slices);
         }
         let sum = gpu.floats(length)?;
-        self.add_slices(slices.pointer(), cut.slices, length, "fp32", sum.pointer())?;
+        self.add_slices("add_slices_fp32", slices.pointer(), cut.slices, length, sum.pointer())?;
         Ok(sum)
     }
 
-    fn add_slices(&self, slices: Pointer, count: usize, length: usize, memory: &str, to: Pointer) -> Result<(), NetworkError> {
-        let (kernel, none, null) = (format!("add_slices_{memory}"), Activation::None as i32, Pointer::NULL);
+    fn add_slices(&self, kernel: &'static str, slices: Pointer, count: usize, length: usize, to: Pointer) -> Result<(), NetworkError> {
+        let (none, null) = (Activation::None as i32, Pointer::NULL);
         launch_each!(self.gpu, kernel, length, slices, count as i32, length as u64, 1i32, null, none, null, to)
     }
 }
