@@ -27,7 +27,7 @@ use crate::{
     examples::Values,
     loss::{LossOptions, StepReport},
     optimiser::OptimiserConfig,
-    plan::Placed,
+    plan::{Placed, Role},
 };
 
 /// What a network knows, as it is now.
@@ -72,17 +72,8 @@ pub(crate) struct Rule {
     pub(crate) config: OptimiserConfig,
     /// Its last axis.
     pub(crate) columns: usize,
-    pub(crate) is_shift: bool,
-    pub(crate) decays: bool,
+    pub(crate) role: Role,
     pub(crate) is_frozen: bool,
-}
-
-impl Rule {
-    /// As `Parameter::rate`.
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "as of the module"))]
-    pub(crate) fn rate(&self, bias_rate: f64) -> f64 {
-        if self.is_shift { bias_rate } else { 1.0 }
-    }
 }
 
 /// The weights of a moving average, and its running statistics.

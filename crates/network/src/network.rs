@@ -49,16 +49,6 @@ impl Parameter {
         self.values.len()
     }
 
-    /// Weight decay is for the weights of sums, not for biases, scales and shifts.
-    pub(crate) fn decays(&self) -> bool {
-        matches!(self.role, Role::Matrix | Role::Matrices)
-    }
-
-    /// Its learning rate as a multiple of the optimiser's.
-    pub(crate) fn rate(&self, bias_rate: f64) -> f64 {
-        if self.role == Role::Shift { bias_rate } else { 1.0 }
-    }
-
     /// The weights of a block in the order that its kernel reads; empty where that is their own.
     pub(crate) fn prepared(&self, block: &Block) -> &Arc<Aligned> {
         self.prepared.get_or_init(|| match block {

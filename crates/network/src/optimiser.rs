@@ -265,8 +265,7 @@ impl Optimiser {
         Rule {
             config: config_of(&self.config, parameter, index, head).clone(),
             columns: parameter.shape.last().copied().unwrap_or(1),
-            is_shift: parameter.role == Role::Shift,
-            decays: parameter.decays(),
+            role: parameter.role,
             is_frozen: parameter.is_frozen,
         }
     }
@@ -386,8 +385,8 @@ fn adam(
     gradient: &Buffer,
 ) -> Result<(), NetworkError> {
     let OptimiserConfig::Adam { learning_rate, beta1, beta2, epsilon, weight_decay, bias_rate } = *config else { return Ok(()) };
-    let weight_decay = (parameter.decays() && weight_decay > 0.0).then_some(WeightDecay::Decoupled(weight_decay));
-    let lr = learning_rate * factor * parameter.rate(bias_rate);
+    let weight_decay = (parameter.role.decays() && weight_decay > 0.0).then_some(WeightDecay::Decoupled(weight_decay));
+    let lr = learning_rate * factor * parameter.role.rate(bias_rate);
     let config = AdamConfig { lr, betas: [beta1, beta2], eps: epsilon, weight_decay };
     Ok(config.try_update(step, &mut parameter.tensor, first, second, gradient)?)
 }
@@ -400,12 +399,12 @@ fn sgd(
     gradient: &Buffer,
 ) -> Result<(), NetworkError> {
     let OptimiserConfig::Sgd { learning_rate, momentum, nesterov, weight_decay, bias_rate } = *config else { return Ok(()) };
-    let weight_decay = (parameter.decays() && weight_decay > 0.0).then_some(WeightDecay::L2(weight_decay));
+    let weight_decay = (parameter.role.decays() && weight_decay > 0.0).then_some(WeightDecay::L2(weight_decay));
     let momentum = match nesterov {
         _ if momentum == 0.0 => None,
         true => Some(Momentum::Nesterov(momentum)),
         false => Some(Momentum::Classic(momentum)),
     };
-    let config = SgdConfig { lr: learning_rate * factor * parameter.rate(bias_rate), momentum, weight_decay };
+    let config = SgdConfig { lr: learning_rate * factor * parameter.role.rate(bias_rate), momentum, weight_decay };
     Ok(config.try_update(&mut parameter.tensor, velocity, gradient)?)
 }

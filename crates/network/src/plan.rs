@@ -82,6 +82,18 @@ pub(crate) enum Role {
     Shift,
 }
 
+impl Role {
+    /// Weight decay is for the weights of sums, not for biases, scales and shifts.
+    pub(crate) fn decays(self) -> bool {
+        matches!(self, Role::Matrix | Role::Matrices)
+    }
+
+    /// The learning rate of such a tensor as a multiple of the optimiser's.
+    pub(crate) fn rate(self, bias_rate: f64) -> f64 {
+        if self == Role::Shift { bias_rate } else { 1.0 }
+    }
+}
+
 /// When a tensor learns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Learns {

@@ -45,8 +45,8 @@ impl Step<'_> {
         else {
             return Ok(());
         };
-        let rate = learning_rate * self.rate_factor * learner.rule.rate(*bias_rate);
-        let decay = if learner.rule.decays { (rate * weight_decay) as f32 } else { 0.0 };
+        let rate = learning_rate * self.rate_factor * learner.rule.role.rate(*bias_rate);
+        let decay = if learner.rule.role.decays() { (rate * weight_decay) as f32 } else { 0.0 };
         let step = i32::try_from(self.step).unwrap_or(i32::MAX);
         let unbias = |beta: f64| 1.0 / (1.0 - (beta as f32).powi(step));
         let (unbias1, unbias2) = (unbias(*beta1), unbias(*beta2));
@@ -79,8 +79,8 @@ impl Step<'_> {
         else {
             return Ok(());
         };
-        let rate = (learning_rate * self.rate_factor * learner.rule.rate(*bias_rate)) as f32;
-        let decay = if learner.rule.decays { *weight_decay as f32 } else { 0.0 };
+        let rate = (learning_rate * self.rate_factor * learner.rule.role.rate(*bias_rate)) as f32;
+        let decay = if learner.rule.role.decays() { *weight_decay as f32 } else { 0.0 };
         let (momentum, nesterov, length) = (*momentum as f32, i32::from(*nesterov), learner.length);
         let (weights, gradient, velocity) = (weights.pointer(), gradient.pointer(), velocity.pointer());
         let (gpu, clip) = (self.gpu, self.clip);
