@@ -2,7 +2,7 @@
 
 Usage: network.py HEIGHTxWIDTHxCHANNELS BATCH train|forward LAYER...   (a residual block is JSON)
 
-T: threads. DEVICE=cuda: on a GPU, forward in PyTorch too. VARIANT: any of channels_last, compile and bf16, joined by +, or eager.
+T: threads. DEVICE=cuda: on a GPU, forward in PyTorch too, as in bf16. VARIANT: any of channels_last, compile and bf16, joined by +, or eager.
 """
 import json
 import math
@@ -106,7 +106,7 @@ def finish():
 
 
 net, _ = build(layers, (channels, height, width))
-if mode == "train" or device != "cpu":
+if mode == "train" or device != "cpu" or "bf16" in variant:
     net = net.to(device, memory_format=order)
     if "compile" in variant:
         net = torch.compile(net)
@@ -124,7 +124,7 @@ if mode == "train":
         finish()
 
     print(f"pytorch_train {rate(steps, 10 * batch):.0f} images/s")
-elif device != "cpu":
+elif device != "cpu" or "bf16" in variant:
     x, _ = examples()
     net.eval()
 

@@ -101,15 +101,42 @@ pub(super) const NETWORKS: [(&str, &str, &[&str]); 10] = [
     ),
 ];
 
-/// Training and forward speed of several networks beside PyTorch and ONNX Runtime, and of the reference beside the shared scripts. Ours and
+/// The network of the record recipe for CIFAR-10 (Jordan 2024, <https://arxiv.org/abs/2404.00498>): its layers, as both sides build them.
+pub(super) const AIRBENCH: [&str; 17] = [
+    "conv 24 2x2 gelu",
+    "conv 64 3x3 same",
+    "pool 2",
+    "batchnorm gelu",
+    "conv 64 3x3 same",
+    "batchnorm gelu",
+    "conv 256 3x3 same",
+    "pool 2",
+    "batchnorm gelu",
+    "conv 256 3x3 same",
+    "batchnorm gelu",
+    "conv 256 3x3 same",
+    "pool 2",
+    "batchnorm gelu",
+    "conv 256 3x3 same",
+    "batchnorm gelu",
+    "dense 10",
+];
+
+/// Training and forward speed of several networks beside PyTorch and ONNX Runtime, two of them in bf16, too, and of the reference beside the shared scripts. Ours and
 /// the peer's take turns, three times; the median of each is printed, so that a machine that is busy now and then is so for both.
 fn learn() -> Done {
     super::run(super::cargo().args(["build", "--release", "--package", "episteme-network", "--example", "throughput"]))?;
     print!("{}", output(&mut throughput("2"))?);
     for (name, shape, layers) in NETWORKS {
         let batches: &[&str] = if name == "reference" { &["1", "64", "256", "1024"] } else { &["64"] };
-        compare(name, shape, "64", "train", layers)?;
-        batches.iter().try_for_each(|batch| compare(name, shape, batch, "forward", layers))?;
+        compare("fp32", name, (shape, "64", "train"), layers)?;
+        batches.iter().try_for_each(|batch| compare("fp32", name, (shape, batch, "forward"), layers))?;
+    }
+    let residual = &NETWORKS[NETWORKS.len() - 3];
+    for (name, shape, batch, layers) in [("airbench", "32x32x3", "1000", &AIRBENCH[..]), (residual.0, residual.1, "256", residual.2)] {
+        for precision in ["fp32", "bf16"] {
+            ["train", "forward"].into_iter().try_for_each(|mode| compare(precision, name, (shape, batch, mode), layers))?;
+        }
     }
     for threads in ["1", "2"] {
         let (_, shape, layers) = NETWORKS[0];
@@ -129,13 +156,16 @@ fn throughput(threads: &str) -> Command {
     command
 }
 
-/// One network at one batch size: ours and the peer's in turns.
-fn compare(name: &str, shape: &str, batch: &str, mode: &str, layers: &[&str]) -> Done {
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+/// One network at one batch size: ours and the peer's in turns. The peer of a forward pass in bf16 is PyTorch, since ONNX Runtime has none here.
+fn compare(precision: &str, name: &str, (shape, batch, mode): (&str, &str, &str), layers: &[&str]) -> Done {
+    let (is_fp32, mut ours, mut theirs) = (precision == "fp32", Vec::new(), Vec::new());
     for _ in 0..3 {
-        ours.push(value(&output(throughput("2").args([shape, batch, mode]).args(layers))?));
+        let mut own = throughput("2");
+        own.args([shape, batch, mode]).args(layers).env("EPISTEME_PRECISION", precision);
+        ours.push(value(&output(&mut own)?));
         let mut peer = Command::new(env::var_os("EPISTEME_PEER_PYTHON").unwrap_or_else(|| "python3".into()));
         peer.arg(root().join("xtask/peers/network.py")).args([shape, batch, mode]).args(layers).env("T", "2");
+        peer.env("VARIANT", if is_fp32 { "channels_last" } else { "channels_last+bf16" });
         theirs.extend(output(&mut peer).ok().map(|said| value(&said)));
     }
     let middle = |values: &mut Vec<f64>| {
@@ -143,12 +173,13 @@ fn compare(name: &str, shape: &str, batch: &str, mode: &str, layers: &[&str]) ->
         values.get(values.len() / 2).copied()
     };
     let ours = middle(&mut ours).unwrap_or_default();
-    println!("episteme_{name}_{mode}_b{batch} {ours:.0} images/s");
-    let peer = if mode == "train" { "pytorch" } else { "ort" };
+    let case = if is_fp32 { format!("{name}_{mode}_b{batch}") } else { format!("{name}_{precision}_{mode}_b{batch}") };
+    println!("episteme_{case} {ours:.0} images/s");
+    let peer = if mode == "forward" && is_fp32 { "ort" } else { "pytorch" };
     match middle(&mut theirs) {
         Some(theirs) => {
-            println!("{peer}_{name}_{mode}_b{batch} {theirs:.0} images/s");
-            println!("{name}_{mode}_b{batch}_over_{peer} {:.2} times", ours / theirs);
+            println!("{peer}_{case} {theirs:.0} images/s");
+            println!("{case}_over_{peer} {:.2} times", ours / theirs);
         }
         None => println!("# {peer} is not to be had in EPISTEME_PEER_PYTHON: only ours is measured"),
     }

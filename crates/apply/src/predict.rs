@@ -35,7 +35,8 @@ pub struct Predict {
     /// Where the network judges: `cpu`; `cuda`, an NVIDIA GPU; or `auto`, a GPU where there is one. Needs an episteme built with CUDA.
     #[serde(default, skip_serializing_if = "Device::is_cpu")]
     pub device: Device,
-    /// How a GPU takes products: `fp32`; `tf32` or `bf16`, on tensor cores, from factors of 11 or 8 significant bits. A CPU computes in fp32.
+    /// How products are taken: `fp32`; or from factors of 11 or 8 significant bits, `tf32` or `bf16`, on a GPU's tensor cores. A CPU with matrix tiles
+    /// (AMX) takes `bf16` in convolutions with a stride of one; any other computes in fp32 then.
     #[serde(default, skip_serializing_if = "Precision::is_fp32")]
     pub precision: Precision,
 }
@@ -77,7 +78,7 @@ const BATCH: usize = 512;
 
 impl Stage for Predict {
     const USES: &'static str = "apply.predict";
-    const VERSION: u32 = 7;
+    const VERSION: u32 = 8;
     const SUMMARY: &'static str = "Judge examples with a model, into scored Parquet";
     const GIVES: Kind = Kind::Predictions;
 
@@ -90,8 +91,8 @@ impl Stage for Predict {
 
     fn check(&self) -> Vec<ConfigProblem> {
         let mut problems = self.model.check("model");
-        if !self.precision.is_fp32() && self.device.is_cpu() {
-            let message = "`precision` is for GPUs: say `device = \"cuda\"` or `\"auto\"`, too, or leave it out";
+        if self.precision == Precision::Tf32 && self.device.is_cpu() {
+            let message = "`tf32` is for GPUs: say `device = \"cuda\"` or `\"auto\"`, too; a CPU takes `fp32` or `bf16`";
             problems.push(ConfigProblem::at("precision", message));
         }
         problems

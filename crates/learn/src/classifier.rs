@@ -91,8 +91,8 @@ pub struct Classifier {
     /// is learnt differs between devices in the last bits of a step.
     #[serde(default, skip_serializing_if = "Device::is_cpu")]
     pub device: Device,
-    /// How a GPU takes products: `fp32`; `tf32` or `bf16`, on tensor cores, from factors of 11 or 8 significant bits. Weights, sums and the
-    /// optimiser are fp32 in any case. A CPU computes in fp32.
+    /// How products are taken: `fp32`; or from factors of 11 or 8 significant bits, `tf32` or `bf16`, on a GPU's tensor cores. A CPU with matrix tiles
+    /// (AMX) takes `bf16` in convolutions with a stride of one; any other computes in fp32 then. Weights, sums and the optimiser are fp32 in any case.
     #[serde(default, skip_serializing_if = "Precision::is_fp32")]
     pub precision: Precision,
     /// The seed of weights, order and dropout; the pipeline's if absent.
@@ -227,9 +227,9 @@ impl Classifier {
             "`calibrate` puts a number into the weights of the last layer, which must be `dense CLASSES`",
         );
         needs(
-            self.precision.is_fp32() || !self.device.is_cpu(),
+            self.precision != Precision::Tf32 || !self.device.is_cpu(),
             "precision",
-            "`precision` is for GPUs: say `device = \"cuda\"` or `\"auto\"`, too, or leave it out",
+            "`tf32` is for GPUs: say `device = \"cuda\"` or `\"auto\"`, too; a CPU takes `fp32` or `bf16`",
         );
         problems.extend(self.augment.check());
         problems.extend(progressive::check(&self.progressive, self.epochs));
@@ -242,7 +242,7 @@ impl Classifier {
 
 impl Stage for Classifier {
     const USES: &'static str = "learn.classifier";
-    const VERSION: u32 = 8;
+    const VERSION: u32 = 9;
     const SUMMARY: &'static str = "Train a network to tell classes apart";
     const GIVES: Kind = Kind::Model;
 

@@ -205,7 +205,7 @@ fn a_shape_that_the_data_does_not_have_is_named() {
 #[test]
 fn values_out_of_range_are_named_by_key_before_anything_runs() {
     let wrong = config(
-        serde_json::json!({ "epochs": 0, "batch": 0, "label_smoothing": 1.5, "warm_up": 2.0, "precision": "bf16", "clip_norm": 0.0, "average": 1.0, "augment": { "crop": 65 }, "image": [6, 6, 1], "layers": ["conv 4 9x9 relu", "dense 2"] }),
+        serde_json::json!({ "epochs": 0, "batch": 0, "label_smoothing": 1.5, "warm_up": 2.0, "precision": "tf32", "clip_norm": 0.0, "average": 1.0, "augment": { "crop": 65 }, "image": [6, 6, 1], "layers": ["conv 4 9x9 relu", "dense 2"] }),
     );
     let found: Vec<String> = wrong.check().into_iter().map(|problem| problem.path.join(".")).collect();
     assert_eq!(found, ["epochs", "batch", "label_smoothing", "warm_up", "clip_norm", "average", "precision", "augment.crop", "layers.0"]);

@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release -p episteme-network --example throughput SHAPE BATCH train|forward LAYER…`, such as
 //! `32x32x3 64 train "conv 32 3x3 relu" "pool 2" "dense 10"` (a residual block in JSON); or `peak`, the machine's dense arithmetic limit. Threads: `RAYON_NUM_THREADS`;
-//! a GPU, where it was built with CUDA: `EPISTEME_DEVICE=cuda`, in the precision of `EPISTEME_PRECISION` (fp32, tf32 or bf16). There, training is a
+//! a GPU, where it was built with CUDA: `EPISTEME_DEVICE=cuda`; the precision: `EPISTEME_PRECISION` (fp32, tf32 or bf16). On a GPU, training is a
 //! course over a set that lies on the GPU; forward, examples are taken there and logits brought back, one batch ahead.
 
 use std::mem;
@@ -32,9 +32,9 @@ fn main() -> Result<(), Error> {
     let architecture = Architecture { input: Shape::Image { height, width, channels }, layers };
     let mut network = Network::new(&architecture, 7)?;
     let is_gpu = std::env::var_os("EPISTEME_DEVICE").is_some_and(|device| device == "cuda");
-    if is_gpu {
-        eprintln!("{}", network.place(Device::Cuda, precision()?)?.note().unwrap_or_default());
-    } else {
+    let placement = network.place(if is_gpu { Device::Cuda } else { Device::Cpu }, precision()?)?;
+    placement.note().iter().for_each(|note| eprintln!("{note}"));
+    if !is_gpu {
         network.kernels().iter().for_each(|kernel| eprintln!("{kernel}"));
     }
     let (bytes, labels) = examples(batch, architecture.input.len(), network.classes() as u32);

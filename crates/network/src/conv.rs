@@ -5,6 +5,7 @@
 //! work on a few images on one thread; [`Conv::forward_path`] and [`Conv::backward_path`] choose how. A new kernel is a new [`ForwardPath`] or
 //! [`BackwardPath`], chosen there for the shapes it is made for.
 
+mod bf16;
 mod depthwise;
 mod direct;
 mod patches;
@@ -18,6 +19,7 @@ use std::{fmt, mem, ops::Range};
 use rayon::prelude::*;
 
 use crate::{
+    amx::Unit,
     architecture::{same_padding, windows},
     examples::View,
     layer::{Activation, Axes, Convolution, Padding},
@@ -39,6 +41,8 @@ pub(crate) enum ForwardPath {
     Direct,
     /// As [`ForwardPath::Direct`], with a third of the products.
     Winograd,
+    /// Products of bf16 factors on the processor's matrix tiles; nothing is copied but to round it.
+    Tiles(Unit),
     /// One filter a channel: loops over the channels, where the image lies.
     Depthwise,
     /// Patches are copied to rows of a matrix a tile at a time, multiplied with the weights, then pooled and activated.
@@ -52,6 +56,8 @@ pub(crate) enum BackwardPath {
     Direct,
     /// As [`ForwardPath::Winograd`], for a gradient that is dense.
     Winograd,
+    /// As [`ForwardPath::Tiles`], pooled or not.
+    Tiles(Unit),
     /// As [`ForwardPath::Depthwise`].
     Depthwise,
     /// Two matrix products with the patches, for a gradient that is dense.
@@ -66,6 +72,7 @@ impl fmt::Display for ForwardPath {
         f.write_str(match self {
             ForwardPath::Direct => "direct",
             ForwardPath::Winograd => "Winograd",
+            ForwardPath::Tiles(_) => "bf16 tiles",
             ForwardPath::Depthwise => "depthwise",
             ForwardPath::PatchesTimesWeights => "patches × weights",
         })
@@ -77,6 +84,7 @@ impl fmt::Display for BackwardPath {
         f.write_str(match self {
             BackwardPath::Direct => "direct",
             BackwardPath::Winograd => "Winograd",
+            BackwardPath::Tiles(_) => "bf16 tiles",
             BackwardPath::Depthwise => "depthwise",
             BackwardPath::MatrixProducts => "matrix products",
             BackwardPath::NonZeros => "non-zeros only",
@@ -110,6 +118,8 @@ pub(crate) struct Conv {
     /// Height and width of the output (after pooling). Rows and columns that no window takes in are never computed.
     pub(crate) out_height: usize,
     pub(crate) out_width: usize,
+    /// What multiplies bf16 factors, where it is not fp32 that is asked for.
+    pub(crate) unit: Option<Unit>,
 }
 
 /// What the backward pass reads besides the gradient, for some images.
@@ -128,6 +138,15 @@ pub(crate) struct Results<'a> {
     pub(crate) output: &'a mut [f32],
     pub(crate) before: &'a mut [f32],
     pub(crate) winners: &'a mut [u8],
+}
+
+impl Results<'_> {
+    fn part(&mut self, outputs: Range<usize>) -> Results<'_> {
+        fn of<T>(all: &mut [T], outputs: Range<usize>) -> &mut [T] {
+            if all.is_empty() { all } else { &mut all[outputs] }
+        }
+        Results { before: of(self.before, outputs.clone()), winners: of(self.winners, outputs.clone()), output: of(self.output, outputs) }
+    }
 }
 
 /// A layer's weights as the forward pass reads them.
@@ -220,6 +239,7 @@ impl Conv {
             pool,
             out_height,
             out_width,
+            unit: None,
         }
     }
 
@@ -267,6 +287,11 @@ impl Conv {
 
     pub(crate) fn forward_path(&self) -> ForwardPath {
         let (_, width) = self.computed();
+        if let Some(unit) = self.unit
+            && self.fits_tiles()
+        {
+            return ForwardPath::Tiles(unit);
+        }
         match () {
             () if self.groups > 1 && self.groups == self.channels && self.groups == self.filters => ForwardPath::Depthwise,
             () if self.groups > 1 || self.dilation > 1 => ForwardPath::PatchesTimesWeights,
@@ -279,6 +304,7 @@ impl Conv {
 
     pub(crate) fn backward_path(&self) -> BackwardPath {
         match self.forward_path() {
+            ForwardPath::Tiles(unit) => BackwardPath::Tiles(unit),
             _ if self.pool > 1 => BackwardPath::NonZeros,
             ForwardPath::Direct => BackwardPath::Direct,
             ForwardPath::Winograd => BackwardPath::Winograd,
@@ -291,6 +317,7 @@ impl Conv {
     pub(crate) fn reordered_weights(&self, weights: &[f32]) -> Aligned {
         match self.backward_path() {
             BackwardPath::NonZeros => sparse::reordered_weights(self, weights),
+            BackwardPath::Tiles(_) => self.filter_pairs(weights),
             _ if self.input_is_convolution() => {
                 let turned = self.turned_weights(weights);
                 if self.turned().is_minimal() {
@@ -307,6 +334,7 @@ impl Conv {
     pub(crate) fn prepared_weights(&self, weights: &[f32]) -> Aligned {
         match self.forward_path() {
             ForwardPath::Winograd => self.minimal_weights(weights),
+            ForwardPath::Tiles(_) => self.channel_pairs(weights),
             ForwardPath::Direct => self.packed_weights(weights),
             ForwardPath::Depthwise | ForwardPath::PatchesTimesWeights => Aligned::default(),
         }
@@ -388,6 +416,11 @@ impl Conv {
         match self.forward_path() {
             ForwardPath::Direct => self.forward_directly(layer, input, results, scratch),
             ForwardPath::Winograd => self.forward_minimally(layer, input, 0..self.grid().0, results, scratch),
+            ForwardPath::Tiles(unit) => {
+                let mut image = mem::take(&mut scratch.image);
+                bf16::forward(self, unit, layer.prepared, layer.bias, self.as_floats(input, &mut image), results, scratch);
+                scratch.image = image;
+            }
             ForwardPath::Depthwise => self.forward_by_channel(layer, input, 0..self.out_height, results, scratch),
             ForwardPath::PatchesTimesWeights => self.forward_products(layer.weights, layer.bias, input, results, scratch),
         }
@@ -438,16 +471,9 @@ impl Conv {
     fn forward_directly(&self, layer: &Weighted<'_>, input: View<'_>, results: &mut Results<'_>, scratch: &mut Scratch) {
         let len = self.output_len();
         let count = results.output.len() / len;
-        let part = |all: usize, range: &Range<usize>| if all == 0 { 0..0 } else { range.clone() };
         for tile in self.whole_images(count, CHUNK) {
             let staged = self.staged(input, tile, &mut scratch.image);
-            let range = tile.image * len..(tile.image + tile.images) * len;
-            let (befores, winners) = (part(results.before.len(), &range), part(results.winners.len(), &range));
-            let mut results = Results {
-                output: &mut results.output[range],
-                before: &mut results.before[befores],
-                winners: &mut results.winners[winners],
-            };
+            let mut results = results.part(tile.image * len..(tile.image + tile.images) * len);
             self.forward_image(layer, staged, &mut results);
         }
     }
@@ -619,6 +645,7 @@ impl Conv {
                 }
                 sparse::backward(self, weights.reordered, kept, gradient, sums, scratch);
             }
+            BackwardPath::Tiles(unit) => bf16::backward(self, unit, weights.reordered, kept, gradient, sums, scratch),
         }
     }
 

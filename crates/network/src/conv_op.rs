@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use crate::{
     conv::{Conv, Kept, Partial, Results, Sums, Weights},
+    examples::Values,
     partition::{CHUNK, group_size, sum_in_order},
     recycle::Floats,
     scratch::{self, Aligned},
@@ -41,6 +42,10 @@ pub(crate) fn forward(
     });
 
     let output = Arc::new(output);
+    if input.node.is_none() && layer.learns == (false, false) {
+        // Nobody needs the gradient: the layer behind this one need not find it.
+        return Ok(Flow { values: Values::Floats(output), node: None });
+    }
     let (flow, node) = Flow::new(output.clone(), device)?;
     let (conv, layer, input) = (conv.clone(), layer.clone(), input.clone());
     tape.add_backward_op(move |grads| {

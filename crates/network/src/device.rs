@@ -3,7 +3,12 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{error::NetworkError, network::Network};
+use crate::{
+    amx::{self, Unit},
+    error::NetworkError,
+    network::Network,
+    plan,
+};
 
 /// Where a network computes, as a config says it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -25,7 +30,8 @@ impl Device {
     }
 }
 
-/// How a GPU takes products of `f32`: weights, sums, statistics and the optimiser are `f32` in any case.
+/// How products of `f32` are taken: weights, sums, statistics and the optimiser are `f32` in any case. This processor takes fp32, and, in convolutions
+/// with a stride of one, bf16 where it has matrix tiles (AMX).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -34,7 +40,8 @@ pub enum Precision {
     Fp32,
     /// Factors rounded to 11 significant bits, a relative error of 2⁻¹² at most, on tensor cores.
     Tf32,
-    /// Factors, and what flows between layers, rounded to 8 significant bits, a relative error of 2⁻⁹ at most, on tensor cores; half the memory.
+    /// Factors rounded to 8 significant bits, a relative error of 2⁻⁹ at most, on tensor cores or matrix tiles; on a GPU also what flows between layers,
+    /// which is half the memory.
     Bf16,
 }
 
@@ -48,10 +55,8 @@ impl Precision {
 /// Where a network computes in fact.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Placement {
-    /// On this processor, as was asked.
-    Cpu,
-    /// On this processor since no GPU can be had; why not.
-    Instead(String),
+    /// On this processor, and what is to be said of that: why it is no GPU, how it takes products.
+    Cpu(Option<String>),
     /// On the GPU of this name.
     Gpu(String),
 }
@@ -61,36 +66,53 @@ impl Placement {
     pub fn gpu(&self) -> Option<&str> {
         match self {
             Placement::Gpu(name) => Some(name),
-            Placement::Cpu | Placement::Instead(_) => None,
+            Placement::Cpu(_) => None,
         }
     }
 
     /// A line for the log; none where there is nothing to say.
     pub fn note(&self) -> Option<String> {
         match self {
-            Placement::Cpu => None,
-            Placement::Instead(why) => Some(format!("computes on the CPU, since no GPU can be had: {why}")),
+            Placement::Cpu(note) => note.clone(),
             Placement::Gpu(name) => Some(format!("computes on {name}")),
         }
     }
 }
 
 impl Network {
-    /// Computes there from now on, in that precision if it is a GPU. What a step learns differs between devices in the last bits.
+    /// Computes there from now on, in that precision as far as it can be had there. What a step learns differs between devices in the last bits.
     ///
     /// # Errors
     ///
     /// If it is [`Device::Cuda`] and no GPU can be had; the message says why, and what to do.
     pub fn place(&mut self, device: Device, precision: Precision) -> Result<Placement, NetworkError> {
         (self.accelerator, self.precision) = (None, precision);
-        if device.is_cpu() {
-            return Ok(Placement::Cpu);
+        self.compute_on(None);
+        let mut notes = Vec::new();
+        if !device.is_cpu() {
+            match start(self) {
+                Ok(name) => return Ok(Placement::Gpu(name)),
+                Err(why) if device == Device::Auto => notes.push(format!("computes on the CPU, since no GPU can be had: {why}")),
+                Err(why) => return Err(NetworkError::NoDevice(why)),
+            }
         }
-        match start(self) {
-            Ok(name) => Ok(Placement::Gpu(name)),
-            Err(why) if device == Device::Auto => Ok(Placement::Instead(why)),
-            Err(why) => Err(NetworkError::NoDevice(why)),
+        match (precision, amx::tiles()) {
+            (Precision::Fp32, _) => {}
+            (Precision::Bf16, Some(unit)) => {
+                self.compute_on(Some(unit));
+                notes.push("multiplies in bf16 on this processor's matrix tiles".into());
+            }
+            (Precision::Bf16, None) => notes.push("multiplies in fp32, since this processor has no matrix tiles (AMX) for bf16".into()),
+            (Precision::Tf32, _) => notes.push("multiplies in fp32".into()),
         }
+        Ok(Placement::Cpu((!notes.is_empty()).then(|| notes.join("; "))))
+    }
+
+    /// Multiplies by this unit from now on where a layer fits it.
+    pub(crate) fn compute_on(&mut self, unit: Option<Unit>) {
+        plan::set_unit(&mut self.blocks, unit);
+        self.unit = unit;
+        self.forget_prepared();
     }
 }
 

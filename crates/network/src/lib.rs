@@ -11,7 +11,8 @@
 //! | judge | [`Network::evaluate`]`(batch, &LossOptions)` gives the same without learning |
 //! | keep | [`Network::snapshot`] and [`Network::restore`]; [`Network::to_safetensors`] and [`Network::from_safetensors`] |
 //! | be as sure as right | [`temperature`] and [`Network::apply_temperature`] |
-//! | speed up | [`Network::place`]`(Device::Cuda, Precision::Bf16)`, with the feature `cuda`; then [`Network::hold`] and [`Network::begin_course`] |
+//! | speed up | [`Network::place`]`(Device::Cpu, Precision::Bf16)`, on a processor with matrix tiles |
+//! | | [`Network::place`]`(Device::Cuda, Precision::Bf16)`, with the feature `cuda`; then [`Network::hold`] and [`Network::begin_course`] |
 //! | go on | [`Optimiser::to_safetensors`] and [`Optimiser::load`] |
 //! | apply | [`Network::logits`] and [`Network::probabilities`], from a shared reference, on any thread; [`Network::begin`] for one batch ahead |
 //!
@@ -50,13 +51,14 @@
 //! # Rooms
 //!
 //! `layer`, `architecture`: the declaration. `plan`: layers become blocks. `conv`, `dense`, `pool`, `batchnorm`, `dropout`, `residual`,
-//! `loss`: the operations. `tape`: how they hang on dfdx. `portable`: the same by dfdx's operations alone, for its other devices; `fused`: the same by
+//! `loss`: the operations. `simd`, `amx`: what of the processor they use. `tape`: how they hang on dfdx. `portable`: the same by dfdx's operations alone, for its other devices; `fused`: the same by
 //! kernels for GPUs (`kernels/`); `accelerator`, `cuda`,
 //! `device`: how a network comes to compute there. `network`, `inference`, `optimiser`, `weights`: what users hold.
 #![cfg_attr(test, allow(clippy::needless_range_loop))]
 
 mod accelerator;
 mod activation;
+mod amx;
 mod architecture;
 mod batchnorm;
 mod conv;

@@ -9,6 +9,7 @@ use dfdx::{
 
 use crate::{
     accelerator::{Accelerator, Lesson, State},
+    amx::Unit,
     architecture::{Architecture, ArchitectureReport, Place, Shape},
     batchnorm::Running,
     conv_op,
@@ -118,6 +119,8 @@ pub struct Network {
     /// What computes in place of this processor, and how it takes products.
     pub(crate) accelerator: Option<Accelerator>,
     pub(crate) precision: Precision,
+    /// What multiplies bf16 factors on this processor, if that is asked for.
+    pub(crate) unit: Option<Unit>,
 }
 
 /// Where a block's weights begin in the lists of the network.
@@ -183,6 +186,7 @@ impl Network {
             steps,
             accelerator: None,
             precision: Precision::default(),
+            unit: None,
         })
     }
 
@@ -229,15 +233,21 @@ impl Network {
             return Ok(());
         }
         let architecture = self.architecture.for_input(input)?;
-        let (report, blocks) = (architecture.check()?, plan::blocks(&architecture)?);
+        let (report, mut blocks) = (architecture.check()?, plan::blocks(&architecture)?);
+        plan::set_unit(&mut blocks, self.unit);
         (self.architecture, self.report, self.blocks) = (architecture, report, blocks);
-        self.steps.take();
-        self.parameters.iter_mut().for_each(|parameter| drop(parameter.prepared.take()));
+        self.forget_prepared();
         let (blocks, precision) = (self.blocks.clone(), self.precision);
         match &self.accelerator {
             Some(accelerator) if !accelerator.resize(blocks, input)? => self.place(Device::Cuda, precision).map(drop),
             _ => Ok(()),
         }
+    }
+
+    /// The weights are read in another order from now on.
+    pub(crate) fn forget_prepared(&mut self) {
+        self.steps.take();
+        self.parameters.iter_mut().for_each(|parameter| drop(parameter.prepared.take()));
     }
 
     /// Tells which epoch the following steps belong to, from 1: some weights learn in the first ones only (`whiten 2x2 bias 3`).

@@ -1,6 +1,7 @@
 //! From the layers that users write to the blocks that are computed: neighbours that belong together become one.
 
 use crate::{
+    amx::Unit,
     architecture::{Architecture, ArchitectureError, Place, Shape, output_shape},
     batchnorm::BatchNorm,
     conv::Conv,
@@ -159,6 +160,17 @@ pub(crate) fn leaves(blocks: &[Placed]) -> Vec<&Placed> {
         }
     }
     all
+}
+
+/// Has the convolutions multiply bf16 factors by this unit, or fp32 ones.
+pub(crate) fn set_unit(blocks: &mut [Placed], unit: Option<Unit>) {
+    for placed in blocks {
+        match &mut placed.block {
+            Block::Conv(conv) => conv.unit = unit,
+            Block::Residual(residual) => [&mut residual.branch, &mut residual.shortcut].into_iter().for_each(|way| set_unit(way, unit)),
+            Block::Dense(_) | Block::Pool(_) | Block::Dropout(_) | Block::BatchNorm(_) => {}
+        }
+    }
 }
 
 /// Follows the shape of an example through layers that are known to fit.

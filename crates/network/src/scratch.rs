@@ -17,6 +17,12 @@ pub(crate) struct Scratch {
     pub(crate) gradient: Vec<f32>,
     /// Zeros, see [`zeros`].
     pub(crate) zeros: Vec<f32>,
+    /// Images as bf16 numbers, their gradients, and images with pixels side by side.
+    pub(crate) plane: Vec<u16>,
+    pub(crate) gradient_plane: Vec<u16>,
+    pub(crate) turned: Vec<u16>,
+    /// Pairs of bf16 numbers as matrix tiles take them.
+    pub(crate) pairs: Vec<u32>,
     /// The non-zeros of a sparse gradient.
     pub(crate) lists: Lists,
 }
@@ -34,14 +40,16 @@ pub(crate) fn with<R>(work: impl FnOnce(&mut Scratch) -> R) -> R {
     })
 }
 
-/// Values that make up a line of the cache; a vector that lies across two lines is read twice.
-const LINE: usize = 16;
+/// Bytes of a line of the cache; a vector that lies across two lines is read twice.
+const LINE_BYTES: usize = 64;
+/// Values of it.
+const LINE: usize = LINE_BYTES / size_of::<f32>();
 
 /// `len` values of a buffer that grows as needed, from the beginning of a cache line on; what they hold is left from earlier
 /// use. The same length gives the same place as long as nobody asks for more.
-pub(crate) fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
-    if buffer.len() < len + LINE {
-        buffer.resize(len + LINE, 0.0);
+pub(crate) fn sized<T: Copy + Default>(buffer: &mut Vec<T>, len: usize) -> &mut [T] {
+    if buffer.len() < len + LINE_BYTES / size_of::<T>() {
+        buffer.resize(len + LINE_BYTES / size_of::<T>(), T::default());
     }
     let start = start(buffer);
     &mut buffer[start..start + len]
@@ -56,8 +64,8 @@ pub(crate) fn zeros(buffer: &mut Vec<f32>, len: usize) -> &[f32] {
 }
 
 /// The first value of a buffer that begins a cache line.
-fn start(buffer: &[f32]) -> usize {
-    buffer.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE)
+fn start<T>(buffer: &[T]) -> usize {
+    buffer.as_ptr().align_offset(LINE_BYTES).min(LINE_BYTES / size_of::<T>())
 }
 
 /// Whether values begin a cache line.

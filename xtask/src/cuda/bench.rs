@@ -4,7 +4,7 @@ use std::env;
 use std::path::Path;
 use std::process::Command;
 
-use crate::bench::{NETWORKS, value};
+use crate::bench::{AIRBENCH, NETWORKS, value};
 use crate::{Done, output, root, run};
 
 /// How PyTorch computes it: as it comes, and as its users make it fast.
@@ -12,27 +12,6 @@ const VARIANTS: [&str; 4] = ["eager", "channels_last", "channels_last+compile", 
 
 /// How ours takes products.
 const PRECISIONS: [&str; 3] = ["fp32", "tf32", "bf16"];
-
-/// The network of the record recipe for CIFAR-10 (Jordan 2024, <https://arxiv.org/abs/2404.00498>): its layers, as both sides build them.
-const AIRBENCH: [&str; 17] = [
-    "conv 24 2x2 gelu",
-    "conv 64 3x3 same",
-    "pool 2",
-    "batchnorm gelu",
-    "conv 64 3x3 same",
-    "batchnorm gelu",
-    "conv 256 3x3 same",
-    "pool 2",
-    "batchnorm gelu",
-    "conv 256 3x3 same",
-    "batchnorm gelu",
-    "conv 256 3x3 same",
-    "pool 2",
-    "batchnorm gelu",
-    "conv 256 3x3 same",
-    "batchnorm gelu",
-    "dense 10",
-];
 
 /// Training and forward of two networks, and where the time of a training goes; `program` is the example `throughput`, built with CUDA.
 /// `EPISTEME_PEER_PYTHON` names a Python with PyTorch.
