@@ -41,6 +41,8 @@ pub(crate) enum ForwardPath {
     Direct,
     /// As [`ForwardPath::Direct`], with a third of the products.
     Winograd,
+    /// The same for a stride of two, with two thirds of the products.
+    WinogradWithStrides,
     /// Products of bf16 factors on the processor's matrix tiles; nothing is copied but to round it.
     Tiles(Unit),
     /// One filter a channel: loops over the channels, where the image lies.
@@ -72,6 +74,7 @@ impl fmt::Display for ForwardPath {
         f.write_str(match self {
             ForwardPath::Direct => "direct",
             ForwardPath::Winograd => "Winograd",
+            ForwardPath::WinogradWithStrides => "Winograd with strides",
             ForwardPath::Tiles(_) => "bf16 tiles",
             ForwardPath::Depthwise => "depthwise",
             ForwardPath::PatchesTimesWeights => "patches × weights",
@@ -296,6 +299,7 @@ impl Conv {
             () if self.groups > 1 && self.groups == self.channels && self.groups == self.filters => ForwardPath::Depthwise,
             () if self.groups > 1 || self.dilation > 1 => ForwardPath::PatchesTimesWeights,
             () if self.is_minimal() => ForwardPath::Winograd,
+            () if self.is_minimal_with_strides() => ForwardPath::WinogradWithStrides,
             // Narrow outputs leave registers empty; the matrix product takes several images at once.
             () if self.pool <= 2 && width > 2 => ForwardPath::Direct,
             () => ForwardPath::PatchesTimesWeights,
@@ -306,7 +310,7 @@ impl Conv {
         match self.forward_path() {
             ForwardPath::Tiles(unit) => BackwardPath::Tiles(unit),
             _ if self.pool > 1 => BackwardPath::NonZeros,
-            ForwardPath::Direct => BackwardPath::Direct,
+            ForwardPath::Direct | ForwardPath::WinogradWithStrides => BackwardPath::Direct,
             ForwardPath::Winograd => BackwardPath::Winograd,
             ForwardPath::Depthwise => BackwardPath::Depthwise,
             ForwardPath::PatchesTimesWeights => BackwardPath::MatrixProducts,
@@ -334,6 +338,7 @@ impl Conv {
     pub(crate) fn prepared_weights(&self, weights: &[f32]) -> Aligned {
         match self.forward_path() {
             ForwardPath::Winograd => self.minimal_weights(weights),
+            ForwardPath::WinogradWithStrides => self.minimal_weights_with_strides(weights),
             ForwardPath::Tiles(_) => self.channel_pairs(weights),
             ForwardPath::Direct => self.packed_weights(weights),
             ForwardPath::Depthwise | ForwardPath::PatchesTimesWeights => Aligned::default(),
@@ -397,15 +402,16 @@ impl Conv {
         if !self.is_padded() {
             return view.write(self.channels, buffer);
         }
-        buffer.fill(0.0);
         let line = self.width * self.channels;
-        for image in 0..images {
-            for y in 0..self.height {
-                let from = (image * self.height + y) * line;
-                let to = image * self.padded_len() + ((y + self.top) * self.padded_width + self.left) * self.channels;
-                view.range(from..from + line).write(self.channels, &mut buffer[to..to + line]);
-            }
+        let mut done = 0;
+        for index in 0..images * self.height {
+            let (image, y) = (index / self.height, index % self.height);
+            let start = image * self.padded_len() + ((y + self.top) * self.padded_width + self.left) * self.channels;
+            buffer[done..start].fill(0.0);
+            done = start + line;
+            view.range(index * line..(index + 1) * line).write(self.channels, &mut buffer[start..done]);
         }
+        buffer[done..].fill(0.0);
     }
 
     /// Outputs of some images.
@@ -415,7 +421,9 @@ impl Conv {
     pub(crate) fn forward(&self, layer: &Weighted<'_>, input: View<'_>, results: &mut Results<'_>, scratch: &mut Scratch) {
         match self.forward_path() {
             ForwardPath::Direct => self.forward_directly(layer, input, results, scratch),
-            ForwardPath::Winograd => self.forward_minimally(layer, input, 0..self.grid().0, results, scratch),
+            ForwardPath::Winograd | ForwardPath::WinogradWithStrides => {
+                self.forward_minimally(layer, input, 0..self.grid().0, results, scratch);
+            }
             ForwardPath::Tiles(unit) => {
                 let mut image = mem::take(&mut scratch.image);
                 bf16::forward(self, unit, layer.prepared, layer.bias, self.as_floats(input, &mut image), results, scratch);
@@ -437,7 +445,8 @@ impl Conv {
     ) {
         let mut image = mem::take(&mut scratch.image);
         let images = self.as_floats(input, &mut image);
-        winograd::forward(self, layer.prepared, layer.bias, images, rows, results, scratch);
+        let forward = if self.stride == 1 { winograd::forward } else { winograd::strided::forward };
+        forward(self, layer.prepared, layer.bias, images, rows, results, scratch);
         scratch.image = image;
         self.activate(results);
     }
@@ -498,7 +507,7 @@ impl Conv {
     pub(crate) fn forward_in_bands(&self, layer: &Weighted<'_>, input: View<'_>, output: &mut [f32], scratch: &mut Scratch) {
         let threads = rayon::current_num_threads();
         match self.forward_path() {
-            ForwardPath::Winograd if threads > 1 => self.bands_of_windows(threads, layer, input, output),
+            ForwardPath::Winograd | ForwardPath::WinogradWithStrides if threads > 1 => self.bands_of_windows(threads, layer, input, output),
             ForwardPath::Direct if threads > 1 => self.bands_of_rows(threads, layer, input, output, scratch),
             ForwardPath::Depthwise if threads > 1 => self.bands_of_lines(threads, layer, input, output),
             _ => self.forward(layer, input, &mut Results { output, before: &mut [], winners: &mut [] }, scratch),

@@ -1,8 +1,8 @@
 //! Examples on their way into a layer: raw pixels with their scaling, or numbers.
 
-use std::{ops::Range, sync::Arc};
+use std::{array, ops::Range, sync::Arc};
 
-use crate::{error::NetworkError, recycle::Floats};
+use crate::{error::NetworkError, recycle::Floats, simd::for_each_level};
 
 /// How raw pixel bytes become numbers: `byte * scale[c] + shift[c]` for channel `c`.
 #[derive(Clone, Debug, PartialEq)]
@@ -159,11 +159,32 @@ impl<'a> View<'a> {
     }
 }
 
-/// The common channel counts, with the loop unrolled by the compiler.
+/// Vectors' lanes times a few channels: a stretch that begins with a pixel again.
+const STRETCH: usize = 16;
+
+/// The common channel counts: `C` vectors of lanes at a time, each lane with its channel's factor.
 fn scale_bytes<const C: usize>(bytes: &[u8], scale: [f32; C], shift: [f32; C], out: &mut [f32]) {
-    for (pixel, out) in bytes.as_chunks::<C>().0.iter().zip(out.as_chunks_mut::<C>().0) {
-        for c in 0..C {
-            out[c] = f32::from(pixel[c]) * scale[c] + shift[c];
+    let by_lane =
+        |values: [f32; C]| -> [[f32; STRETCH]; C] { array::from_fn(|vector| array::from_fn(|lane| values[(vector * STRETCH + lane) % C])) };
+    scale_lanes(bytes, &by_lane(scale), &by_lane(shift), out);
+}
+
+for_each_level! {
+    fn scale_lanes(bytes: &[u8], scale: &[[f32; STRETCH]], shift: &[[f32; STRETCH]], out: &mut [f32]) {
+        let _ = FMA;
+        let stretch = scale.len() * STRETCH;
+        for (bytes, out) in bytes.chunks(stretch).zip(out.chunks_mut(stretch)) {
+            for (((bytes, out), scale), shift) in bytes.chunks(STRETCH).zip(out.chunks_mut(STRETCH)).zip(scale).zip(shift) {
+                if let (Ok(bytes), Ok(out)) = (<&[u8; STRETCH]>::try_from(bytes), <&mut [f32; STRETCH]>::try_from(&mut *out)) {
+                    for lane in 0..STRETCH {
+                        out[lane] = f32::from(bytes[lane]) * scale[lane] + shift[lane];
+                    }
+                } else {
+                    for (lane, (byte, out)) in bytes.iter().zip(out).enumerate() {
+                        *out = f32::from(*byte) * scale[lane] + shift[lane];
+                    }
+                }
+            }
         }
     }
 }
@@ -175,7 +196,7 @@ mod tests {
     #[test]
     fn pixels_are_scaled_and_shifted_by_channel() {
         for channels in 1..6usize {
-            let bytes: Vec<u8> = (0..channels as u8 * 4).map(|i| i * 9).collect();
+            let bytes: Vec<u8> = (0..channels * 37).map(|i| (i * 9 % 256) as u8).collect();
             let normalisation = Normalisation {
                 scale: (0..channels).map(|c| 0.5 + c as f32).collect(),
                 shift: (0..channels).map(|c| -(c as f32)).collect(),

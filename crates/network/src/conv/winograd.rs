@@ -10,6 +10,8 @@
 //! compare them). F(4 × 4, 3 × 3) would need a quarter fewer products, and its error be 1.8 times as large.
 #![expect(clippy::undocumented_unsafe_blocks, reason = "all of it rests on what the callers of the unsafe functions promise")]
 
+pub(super) mod strided;
+
 use std::ops::Range;
 
 use super::{
@@ -101,7 +103,12 @@ pub(super) fn forward(
         // SAFETY: just checked, and the buffers were made to fit.
         unsafe {
             input_unchecked(conv, images, border, &block, transformed);
-            product_unchecked(conv, weights, transformed, block.windows, product);
+            for point in 0..POINTS {
+                let weights = &weights[point * apart(conv.channels, conv.filters)..];
+                let transformed = &transformed[point * apart(block.windows, conv.channels)..];
+                let out = &mut product[point * apart(block.windows, conv.filters)..];
+                multiply_unchecked((block.windows, conv.channels, conv.filters), weights, transformed, out);
+            }
             output_unchecked(conv, bias, product, &block, per_image, results);
         }
     }
@@ -390,37 +397,33 @@ unsafe fn input_column<V: Vector>(conv: &Conv, lines: [*const f32; 4], lanes: us
 }
 
 for_each_vector! {
-    /// For each point: windows × channels times channels × filters, `[points, windows, filters]`.
-    unsafe fn product_unchecked<V>(conv: &Conv, weights: &[f32], transformed: &[f32], windows: usize, out: &mut [f32]) {
-        let (from, to) = (pitch(conv.channels), pitch(conv.filters));
-        for point in 0..POINTS {
-            let weights = &weights[point * apart(conv.channels, conv.filters)..];
-            let transformed = &transformed[point * apart(windows, conv.channels)..];
-            let out = &mut out[point * apart(windows, conv.filters)..];
-            for_filters!(V, conv.filters, |filter, _lanes, N| {
-                let (depth, most) = (even(conv.channels, CHANNELS), even(windows, single::<V, N>()));
-                for channel in (0..conv.channels).step_by(depth) {
-                    let walk = Walk {
-                        down: 0,
-                        right: from,
-                        step: 1,
-                        run: depth.min(conv.channels - channel),
-                        line: 0,
-                        rows: 1,
-                        image: 0,
-                        images: 1,
-                        vector: N * V::LANES,
-                        lanes: V::LANES,
-                    };
-                    let vectors = weights[filter * conv.channels + channel * N * V::LANES..].as_ptr();
-                    for first in (0..windows).step_by(most) {
-                        let out = Store { to: out[first * to + filter..].as_mut_ptr(), pitch: to, adds: channel > 0 };
-                        let scalars = transformed[first * from + channel..].as_ptr();
-                        unsafe { tile::<V, N>((1, most.min(windows - first)), &walk, scalars, vectors, out) };
-                    }
+    /// Windows × channels times channels × filters, `[windows, filters]`.
+    unsafe fn multiply_unchecked<V>(sizes: (usize, usize, usize), weights: &[f32], transformed: &[f32], out: &mut [f32]) {
+        let (windows, channels, filters) = sizes;
+        let (from, to) = (pitch(channels), pitch(filters));
+        for_filters!(V, filters, |filter, _lanes, N| {
+            let (depth, most) = (even(channels, CHANNELS), even(windows, single::<V, N>()));
+            for channel in (0..channels).step_by(depth) {
+                let walk = Walk {
+                    down: 0,
+                    right: from,
+                    step: 1,
+                    run: depth.min(channels - channel),
+                    line: 0,
+                    rows: 1,
+                    image: 0,
+                    images: 1,
+                    vector: N * V::LANES,
+                    lanes: V::LANES,
+                };
+                let vectors = weights[filter * channels + channel * N * V::LANES..].as_ptr();
+                for first in (0..windows).step_by(most) {
+                    let out = Store { to: out[first * to + filter..].as_mut_ptr(), pitch: to, adds: channel > 0 };
+                    let scalars = transformed[first * from + channel..].as_ptr();
+                    unsafe { tile::<V, N>((1, most.min(windows - first)), &walk, scalars, vectors, out) };
                 }
-            });
-        }
+            }
+        });
     }
 }
 
