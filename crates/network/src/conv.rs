@@ -43,6 +43,8 @@ pub(crate) enum ForwardPath {
     Winograd,
     /// The same for a stride of two, with two thirds of the products.
     WinogradWithStrides,
+    /// The same for kernels of five columns, with six tenths of the products.
+    WinogradInRows,
     /// Products of bf16 factors on the processor's matrix tiles; nothing is copied but to round it.
     Tiles(Unit),
     /// One filter a channel: loops over the channels, where the image lies.
@@ -75,6 +77,7 @@ impl fmt::Display for ForwardPath {
             ForwardPath::Direct => "direct",
             ForwardPath::Winograd => "Winograd",
             ForwardPath::WinogradWithStrides => "Winograd with strides",
+            ForwardPath::WinogradInRows => "Winograd in rows",
             ForwardPath::Tiles(_) => "bf16 tiles",
             ForwardPath::Depthwise => "depthwise",
             ForwardPath::PatchesTimesWeights => "patches × weights",
@@ -300,6 +303,7 @@ impl Conv {
             () if self.groups > 1 || self.dilation > 1 => ForwardPath::PatchesTimesWeights,
             () if self.is_minimal() => ForwardPath::Winograd,
             () if self.is_minimal_with_strides() => ForwardPath::WinogradWithStrides,
+            () if self.is_minimal_in_rows() => ForwardPath::WinogradInRows,
             // Narrow outputs leave registers empty; the matrix product takes several images at once.
             () if self.pool <= 2 && width > 2 => ForwardPath::Direct,
             () => ForwardPath::PatchesTimesWeights,
@@ -310,7 +314,7 @@ impl Conv {
         match self.forward_path() {
             ForwardPath::Tiles(unit) => BackwardPath::Tiles(unit),
             _ if self.pool > 1 => BackwardPath::NonZeros,
-            ForwardPath::Direct | ForwardPath::WinogradWithStrides => BackwardPath::Direct,
+            ForwardPath::Direct | ForwardPath::WinogradWithStrides | ForwardPath::WinogradInRows => BackwardPath::Direct,
             ForwardPath::Winograd => BackwardPath::Winograd,
             ForwardPath::Depthwise => BackwardPath::Depthwise,
             ForwardPath::PatchesTimesWeights => BackwardPath::MatrixProducts,
@@ -339,6 +343,7 @@ impl Conv {
         match self.forward_path() {
             ForwardPath::Winograd => self.minimal_weights(weights),
             ForwardPath::WinogradWithStrides => self.minimal_weights_with_strides(weights),
+            ForwardPath::WinogradInRows => self.minimal_weights_in_rows(weights),
             ForwardPath::Tiles(_) => self.channel_pairs(weights),
             ForwardPath::Direct => self.packed_weights(weights),
             ForwardPath::Depthwise | ForwardPath::PatchesTimesWeights => Aligned::default(),
@@ -421,7 +426,7 @@ impl Conv {
     pub(crate) fn forward(&self, layer: &Weighted<'_>, input: View<'_>, results: &mut Results<'_>, scratch: &mut Scratch) {
         match self.forward_path() {
             ForwardPath::Direct => self.forward_directly(layer, input, results, scratch),
-            ForwardPath::Winograd | ForwardPath::WinogradWithStrides => {
+            ForwardPath::Winograd | ForwardPath::WinogradWithStrides | ForwardPath::WinogradInRows => {
                 self.forward_minimally(layer, input, 0..self.grid().0, results, scratch);
             }
             ForwardPath::Tiles(unit) => {
@@ -445,7 +450,11 @@ impl Conv {
     ) {
         let mut image = mem::take(&mut scratch.image);
         let images = self.as_floats(input, &mut image);
-        let forward = if self.stride == 1 { winograd::forward } else { winograd::strided::forward };
+        let forward = match self.forward_path() {
+            ForwardPath::WinogradWithStrides => winograd::strided::forward,
+            ForwardPath::WinogradInRows => winograd::five::forward,
+            _ => winograd::forward,
+        };
         forward(self, layer.prepared, layer.bias, images, rows, results, scratch);
         scratch.image = image;
         self.activate(results);
@@ -507,7 +516,9 @@ impl Conv {
     pub(crate) fn forward_in_bands(&self, layer: &Weighted<'_>, input: View<'_>, output: &mut [f32], scratch: &mut Scratch) {
         let threads = rayon::current_num_threads();
         match self.forward_path() {
-            ForwardPath::Winograd | ForwardPath::WinogradWithStrides if threads > 1 => self.bands_of_windows(threads, layer, input, output),
+            ForwardPath::Winograd | ForwardPath::WinogradWithStrides | ForwardPath::WinogradInRows if threads > 1 => {
+                self.bands_of_windows(threads, layer, input, output)
+            }
             ForwardPath::Direct if threads > 1 => self.bands_of_rows(threads, layer, input, output, scratch),
             ForwardPath::Depthwise if threads > 1 => self.bands_of_lines(threads, layer, input, output),
             _ => self.forward(layer, input, &mut Results { output, before: &mut [], winners: &mut [] }, scratch),

@@ -10,6 +10,9 @@
 //! compare them). F(4 × 4, 3 × 3) would need a quarter fewer products, and its error be 1.8 times as large.
 #![expect(clippy::undocumented_unsafe_blocks, reason = "all of it rests on what the callers of the unsafe functions promise")]
 
+pub(super) mod five;
+#[cfg(test)]
+mod kinds;
 pub(super) mod strided;
 
 use std::ops::Range;
@@ -270,6 +273,29 @@ mod four {
         }
     }
 
+    /// The outputs of F(2, 5), which has the same points.
+    #[inline(always)]
+    pub(super) unsafe fn wide_outputs<V: Vector>([a, b, c, d, e, f]: [V; 6]) -> [V; 2] {
+        unsafe {
+            let ([even_a, odd_a], [even_b, odd_b]) = (both(b, c), both(d, e));
+            [a.add(even_a).add(even_b), mixed((odd_a, A), (odd_b, B)).add(f)]
+        }
+    }
+
+    /// Its weights.
+    #[inline(always)]
+    pub(super) unsafe fn wide_weight_points<V: Vector>([a, b, c, d, e]: [V; 5]) -> [V; 6] {
+        unsafe {
+            let pair = |factor: f32, at: f32| {
+                let square = at * at;
+                let even = e.multiply_add(V::splat(factor * square * square), mixed((a, factor), (c, factor * square)));
+                both(even, mixed((b, factor * at), (d, factor * square * at)))
+            };
+            let ([first, second], [third, fourth]) = (pair(WEIGHT_A, A), pair(WEIGHT_B, B));
+            [a, first, second, third, fourth, e]
+        }
+    }
+
     /// `D y`.
     #[inline(always)]
     pub(super) unsafe fn gradient_points<V: Vector>([a, b, c, d]: [V; 4]) -> [V; 6] {
@@ -418,7 +444,7 @@ for_each_vector! {
                 };
                 let vectors = weights[filter * channels + channel * N * V::LANES..].as_ptr();
                 for first in (0..windows).step_by(most) {
-                    let out = Store { to: out[first * to + filter..].as_mut_ptr(), pitch: to, adds: channel > 0 };
+                    let out = Store { to: out[first * to + filter..].as_mut_ptr(), pitch: to, down: 0, adds: channel > 0 };
                     let scalars = transformed[first * from + channel..].as_ptr();
                     unsafe { tile::<V, N>((1, most.min(windows - first)), &walk, scalars, vectors, out) };
                 }
@@ -427,10 +453,12 @@ for_each_vector! {
     }
 }
 
-/// Writes a tile of one row to rows of a matrix.
+/// Writes a tile to rows of a matrix.
 struct Store {
     to: *mut f32,
     pitch: usize,
+    /// From the first of a row's to that of the next row's.
+    down: usize,
     /// Whether it is added to what is there.
     adds: bool,
 }
@@ -438,12 +466,14 @@ struct Store {
 impl<V: Vector, const N: usize> Finish<V, N> for Store {
     #[inline(always)]
     unsafe fn finish<const ROWS: usize, const COLUMNS: usize>(self, sums: [[[V; N]; COLUMNS]; ROWS]) {
-        for (column, sums) in sums[0].iter().enumerate() {
-            for (n, sum) in sums.iter().enumerate() {
-                unsafe {
-                    let to = self.to.add(column * self.pitch + n * V::LANES);
-                    let sum = if self.adds { V::load(to).add(*sum) } else { *sum };
-                    sum.store(to);
+        for (row, sums) in sums.iter().enumerate() {
+            for (column, sums) in sums.iter().enumerate() {
+                for (n, sum) in sums.iter().enumerate() {
+                    unsafe {
+                        let to = self.to.add(row * self.down + column * self.pitch + n * V::LANES);
+                        let sum = if self.adds { V::load(to).add(*sum) } else { *sum };
+                        sum.store(to);
+                    }
                 }
             }
         }

@@ -6,6 +6,7 @@
 //! `m = [(e[0] - e[1]) g[0] + (o[0] - o[1]) g[1], e[1] (g[0] + g[2]) + o[1] g[1], (e[1] - e[2]) g[2]]` the outputs are `m[0] + m[1]` and `m[1] - m[2]`. Both ways,
 //! 3 × 3 points sum up one, two or four phases of the channels. All transforms add and subtract, so it rounds little more than the direct sums.
 #![expect(clippy::undocumented_unsafe_blocks, reason = "all of it rests on what the callers of the unsafe functions promise")]
+#![cfg_attr(not(test), expect(clippy::needless_range_loop, reason = "rows and columns are places of several arrays"))]
 
 use std::ops::Range;
 
@@ -274,8 +275,15 @@ for_each_vector! {
                 for column in 0..columns {
                     let product = &product[(row * columns + column) * pitch + filter..];
                     unsafe {
-                        let sums = |row: usize| [0, 1, 2].map(|column| V::load(product.as_ptr().add((row * 3 + column) * point)));
-                        let [upper, lower] = turn([outputs(sums(0)), outputs(sums(1)), outputs(sums(2))]);
+                        let mut by_row = [[V::splat(0.0); 2]; 3];
+                        for (row, outputs_of) in by_row.iter_mut().enumerate() {
+                            let mut sums = [V::splat(0.0); 3];
+                            for (column, sum) in sums.iter_mut().enumerate() {
+                                *sum = V::load(product.as_ptr().add((row * 3 + column) * point));
+                            }
+                            *outputs_of = outputs(sums);
+                        }
+                        let [upper, lower] = turn(by_row);
                         let by_column = [outputs(upper), outputs(lower)];
                         let [u, l] = turn(by_column).map(|line| line.map(|value| [value]));
                         let (y, x) = (2 * (place - block.of.start), 2 * column);
@@ -290,116 +298,5 @@ for_each_vector! {
                 }
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::{
-        conv::{BackwardPath, ForwardPath, Weighted, direct},
-        examples::View,
-        layer::{Activation, Padding},
-    };
-
-    fn numbers(count: usize, seed: u64) -> Vec<f32> {
-        let mut draw = crate::init::uniform(seed, 1);
-        (0..count).map(|_| draw()).collect()
-    }
-
-    fn conv() -> impl Strategy<Value = Conv> {
-        let shape = (3..16usize, 3..16usize, 8..40usize, 8..40usize, any::<bool>(), 1..3usize);
-        shape.prop_filter_map("not of the kind", |(height, width, channels, filters, same, pool)| {
-            let padding = if same { Padding::Same } else { Padding::Valid };
-            let conv = Conv::new((height, width, channels), filters, (3, 3), 2, padding, Activation::None, pool);
-            (conv.out_height > 0 && conv.out_width > 0 && conv.forward_path() == ForwardPath::WinogradWithStrides).then_some(conv)
-        })
-    }
-
-    fn outputs_of(conv: &Conv, weights: &[f32], images: &[f32], count: usize, winners: &mut [u8]) -> Vec<f32> {
-        let bias = vec![0.25; conv.filters];
-        let prepared = conv.prepared_weights(weights);
-        let layer = Weighted { weights, prepared: prepared.values(), bias: &bias };
-        let mut output = vec![0.0; count * conv.output_len()];
-        let mut results = Results { output: &mut output, before: &mut [], winners };
-        conv.forward(&layer, View::Floats(images), &mut results, &mut Scratch::default());
-        output
-    }
-
-    /// The same directly.
-    fn direct_outputs(conv: &Conv, weights: &[f32], images: &[f32], count: usize, winners: &mut [u8]) -> Vec<f32> {
-        let mut output = vec![0.0; count * conv.output_len()];
-        let mut staged = vec![0.0; count * conv.padded_len()];
-        conv.write_padded(View::Floats(images), count, &mut staged);
-        let mut results = Results { output: &mut output, before: &mut [], winners };
-        direct::forward(conv, conv.packed_weights(weights).values(), &vec![0.25; conv.filters], &staged, &mut results);
-        output
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
-
-        /// Which plain loops are held against elsewhere.
-        #[test]
-        fn outputs_are_those_of_the_direct_sums(conv in conv(), count in 1..6usize, seed in any::<u64>()) {
-            let (images, weights) = (numbers(count * conv.input_len(), seed), numbers(conv.weights_len(), seed ^ 1));
-            let mut winners = vec![9; if conv.pool > 1 { count * conv.output_len() } else { 0 }];
-            let mut expected_winners = winners.clone();
-            let found = outputs_of(&conv, &weights, &images, count, &mut winners);
-            let expected = direct_outputs(&conv, &weights, &images, count, &mut expected_winners);
-            for (found, expected) in found.iter().zip(&expected) {
-                prop_assert!((found - expected).abs() < 2e-5, "{found} for {expected}");
-            }
-            // Two that are as large but for the rounding may change places.
-            let others = winners.iter().zip(&expected_winners).filter(|(found, expected)| found != expected).count();
-            prop_assert!(others <= winners.len() / 500, "{others} of {}", winners.len());
-        }
-
-        #[test]
-        fn an_image_in_bands_has_the_same_bits(conv in conv(), seed in any::<u64>()) {
-            let (image, weights) = (numbers(conv.input_len(), seed), numbers(conv.weights_len(), seed ^ 1));
-            let whole = outputs_of(&conv, &weights, &image, 1, &mut []);
-            let bias = vec![0.25; conv.filters];
-            let prepared = conv.prepared_weights(&weights);
-            let layer = Weighted { weights: &weights, prepared: prepared.values(), bias: &bias };
-            for threads in [2, 3, 64] {
-                let mut output = vec![0.0; conv.output_len()];
-                conv.bands_of_windows(threads, &layer, View::Floats(&image), &mut output);
-                prop_assert_eq!(&output, &whole);
-            }
-        }
-    }
-
-    #[test]
-    fn gradients_are_still_taken_directly() {
-        let conv = Conv::new((8, 8, 32), 64, (3, 3), 2, Padding::Same, Activation::None, 1);
-        assert_eq!((conv.forward_path(), conv.backward_path()), (ForwardPath::WinogradWithStrides, BackwardPath::Direct));
-    }
-
-    /// The root mean square of the error, relative to that of the values, against sums in f64.
-    #[test]
-    fn the_rounding_is_little_more_than_that_of_the_direct_sums() {
-        let conv = Conv::new((16, 16, 128), 64, (3, 3), 2, Padding::Valid, Activation::None, 1);
-        let (image, weights) = (numbers(conv.input_len(), 1), numbers(conv.weights_len(), 2));
-        let error = |found: &[f32]| {
-            let (mut errors, mut squares) = (0.0, 0.0);
-            for (index, found) in found.iter().enumerate() {
-                let (y, x, filter) = (index / conv.filters / conv.out_width, index / conv.filters % conv.out_width, index % conv.filters);
-                let mut sum = 0.25;
-                for (tap, channel) in (0..9).flat_map(|tap| (0..conv.channels).map(move |channel| (tap, channel))) {
-                    let pixel = (2 * y + tap / 3) * conv.width + 2 * x + tap % 3;
-                    let weight = weights[(tap * conv.channels + channel) * conv.filters + filter];
-                    sum += f64::from(image[pixel * conv.channels + channel]) * f64::from(weight);
-                }
-                (errors, squares) = (errors + (f64::from(*found) - sum).powi(2), squares + sum * sum);
-            }
-            (errors / squares).sqrt()
-        };
-        let minimal = error(&outputs_of(&conv, &weights, &image, 1, &mut []));
-        let direct = error(&direct_outputs(&conv, &weights, &image, 1, &mut []));
-        assert!(minimal < 1.5 * direct && minimal < 2e-6, "{minimal:e} by minimal filtering, {direct:e} directly");
-        println!("relative rounding: {minimal:.1e} by minimal filtering, {direct:.1e} directly");
     }
 }
