@@ -122,7 +122,7 @@ pub(super) const AIRBENCH: [&str; 17] = [
     "dense 10",
 ];
 
-/// Training and forward speed of several networks beside PyTorch and ONNX Runtime, two of them in bf16, too, and of the reference beside the shared scripts. Ours and
+/// Training and forward speed of several networks beside PyTorch and ONNX Runtime, of the record recipe's also in bf16, and of the reference beside the shared scripts. Ours and
 /// the peer's take turns, three times; the median of each is printed, so that a machine that is busy now and then is so for both.
 fn learn() -> Done {
     super::run(super::cargo().args(["build", "--release", "--package", "episteme-network", "--example", "throughput"]))?;
@@ -132,10 +132,9 @@ fn learn() -> Done {
         compare("fp32", name, (shape, "64", "train"), layers)?;
         batches.iter().try_for_each(|batch| compare("fp32", name, (shape, batch, "forward"), layers))?;
     }
-    let residual = &NETWORKS[NETWORKS.len() - 3];
-    for (name, shape, batch, layers) in [("airbench", "32x32x3", "1000", &AIRBENCH[..]), (residual.0, residual.1, "256", residual.2)] {
-        for precision in ["fp32", "bf16"] {
-            ["train", "forward"].into_iter().try_for_each(|mode| compare(precision, name, (shape, batch, mode), layers))?;
+    for precision in ["fp32", "bf16"] {
+        for mode in ["train", "forward"] {
+            compare(precision, "airbench", ("32x32x3", "1000", mode), &AIRBENCH)?;
         }
     }
     for threads in ["1", "2"] {

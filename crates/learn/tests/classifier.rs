@@ -232,6 +232,21 @@ fn where_there_is_no_gpu_auto_gives_the_very_files_of_the_cpu_and_says_so_in_a_l
     assert_eq!(events.iter().filter(|event| is_said(event)).count(), 1, "{events:?}");
 }
 
+#[test]
+fn a_processor_says_how_it_takes_products_of_rounded_factors_and_learns_the_same_bytes_again() {
+    let dir = tempfile::tempdir().expect("a folder");
+    processed(dir.path(), 5);
+    let rounded = serde_json::json!({ "precision": "bf16", "layers": ["conv 16 3x3 relu", "conv 16 3x3 relu", "dense 2"] });
+    let learnt = |name: &str| {
+        let (outcome, events) = run(dir.path(), &dir.path().join(name), rounded.clone());
+        assert_eq!(outcome.expect("it learns").metrics["validation.accuracy"], 1.0);
+        let is_said = |event: &Event| matches!(event, Event::Log { message, .. } if message.starts_with("multiplies in "));
+        assert_eq!(events.iter().filter(|event| is_said(event)).count(), 1, "{events:?}");
+        files(&dir.path().join(name))
+    };
+    assert!(learnt("a") == learnt("b"));
+}
+
 #[cfg(not(feature = "cuda"))]
 #[test]
 fn a_gpu_that_cannot_be_had_is_told_with_what_to_do() {

@@ -1,7 +1,7 @@
 //! The same seed and batches give the same bytes: at any number of threads, after a resume, and beside any other examples.
 #![allow(clippy::unwrap_used)]
 
-use network::{Architecture, Batch, Input, LossOptions, Network, Normalisation, Optimiser, OptimiserConfig, Shape};
+use network::{Architecture, Batch, Device, Input, LossOptions, Network, Normalisation, Optimiser, OptimiserConfig, Precision, Shape};
 
 const IMAGE: usize = 18 * 17 * 3;
 const BATCH: usize = 53;
@@ -86,6 +86,27 @@ fn a_network_that_whitens_trains_the_same_bytes_at_any_number_of_threads() {
     let on = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(trained);
     let one = on(1);
     assert!(one == on(2) && one == on(3));
+}
+
+/// On a processor without matrix tiles this is fp32 once more.
+#[test]
+fn products_of_rounded_factors_train_the_same_bytes_at_any_number_of_threads() {
+    let layers = ["conv 20 3x3 relu", "pool 2", "conv 35 3x3 same", "batchnorm gelu", "conv 16 2x2 same relu", "pool 2", "dense 5"];
+    let layers = layers.iter().map(|text| text.parse().unwrap()).collect();
+    let architecture = Architecture { input: Shape::Image { height: 18, width: 17, channels: 3 }, layers };
+    let trained = |precision: Precision| {
+        let mut network = Network::new(&architecture, 7).unwrap();
+        let note = network.place(Device::Cpu, precision).unwrap().note();
+        let mut optimiser = Optimiser::new(&OptimiserConfig::default(), &network).unwrap();
+        let pixels = pixels(3 * BATCH);
+        (0..3).for_each(|index| step(&mut network, &mut optimiser, index, &pixels));
+        (network.to_safetensors().unwrap(), note)
+    };
+    let on = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| trained(Precision::Bf16));
+    let one = on(1);
+    assert!(one == on(2) && one == on(3));
+    let has_tiles = one.1.as_ref().is_some_and(|note| note.contains("multiplies in bf16"));
+    assert_eq!(trained(Precision::Fp32).0 != one.0, has_tiles, "{:?}", one.1);
 }
 
 #[test]
