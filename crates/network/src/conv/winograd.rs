@@ -89,14 +89,10 @@ pub(super) fn forward(
     results: &mut Results<'_>,
     scratch: &mut Scratch,
 ) {
-    let (height, columns) = (conv.computed().0, conv.grid().1);
-    let lines = (height.min(2 * rows.end) - 2 * rows.start) / conv.pool;
-    let per_image = lines * conv.out_width * conv.filters;
-    let count = images.len() / conv.input_len();
+    let columns = conv.grid().1;
+    let (count, per_image) = sizes(conv, bias, images, &rows, results);
     // What the transforms and the kernel rely on.
-    assert!(conv.is_minimal() && rows.end <= conv.grid().0 && images.len() == count * conv.input_len());
-    assert!(weights.len() == POINTS * apart(conv.channels, conv.filters) && bias.len() == conv.filters);
-    assert!(results.output.len() == count * per_image && (results.winners.is_empty() || results.winners.len() == count * per_image));
+    assert!(conv.is_minimal() && weights.len() == POINTS * apart(conv.channels, conv.filters));
     let (step, all) = (conv.rows_at_once(), count * rows.len());
     let border = zeros(&mut scratch.zeros, conv.width * conv.channels);
     for first in (0..all).step_by(step) {
@@ -115,6 +111,20 @@ pub(super) fn forward(
             output_unchecked(conv, bias, product, &block, per_image, results);
         }
     }
+}
+
+/// How many images there are, and the outputs of each in these rows of windows.
+///
+/// # Panics
+///
+/// If what is to be read and written is not as long: a fault of this crate.
+fn sizes(conv: &Conv, bias: &[f32], images: &[f32], rows: &Range<usize>, results: &Results<'_>) -> (usize, usize) {
+    let lines = (conv.computed().0.min(2 * rows.end) - 2 * rows.start) / conv.pool;
+    let (count, per_image) = (images.len() / conv.input_len(), lines * conv.out_width * conv.filters);
+    let is_whole = |values: usize| values == count * per_image;
+    assert!(rows.end <= conv.grid().0 && images.len() == count * conv.input_len() && bias.len() == conv.filters);
+    assert!(is_whole(results.output.len()) && (results.winners.is_empty() || is_whole(results.winners.len())));
+    (count, per_image)
 }
 
 /// Adds some images' gradient of the weights, `[patch, filters]`. `gradient` is that of the sums (before bias and activation).
@@ -366,18 +376,10 @@ for_each_vector! {
     /// The windows' points, `[points, windows, channels]`.
     unsafe fn input_unchecked<V>(conv: &Conv, images: &[f32], border: &[f32], block: &Block, out: &mut [f32]) {
         let (columns, pitch, point) = (conv.grid().1, pitch(conv.channels), apart(block.windows, conv.channels));
-        let line = conv.width * conv.channels;
         for row in 0..block.rows {
             let (image, place) = block.place(row);
             let image = &images[image * conv.input_len()..];
-            let mut lines = [border.as_ptr(); 4];
-            for (y, at) in lines.iter_mut().enumerate() {
-                // What is above the image wraps around to a large number.
-                let y = (2 * place + y).wrapping_sub(conv.top);
-                if y < conv.height {
-                    *at = image[y * line..].as_ptr();
-                }
-            }
+            let lines: [*const f32; 4] = lines(conv, image, border, 2 * place);
             for channel in (0..conv.channels).step_by(V::LANES) {
                 let lanes = V::LANES.min(conv.channels - channel);
                 let out = unsafe { out.as_mut_ptr().add(row * columns * pitch + channel) };
@@ -409,8 +411,28 @@ unsafe fn input_row<V: Vector>(conv: &Conv, lines: [*const f32; 4], lanes: usize
 
 #[inline(always)]
 unsafe fn input_column<V: Vector>(conv: &Conv, lines: [*const f32; 4], lanes: usize, x: usize) -> [V; 4] {
+    unsafe { two::input_points(column(conv, lines, lanes, x)) }
+}
+
+/// Where lines of an image with its border begin, from the line `first` on.
+#[inline(always)]
+fn lines<const N: usize>(conv: &Conv, image: &[f32], border: &[f32], first: usize) -> [*const f32; N] {
+    let mut lines = [border.as_ptr(); N];
+    for (y, at) in lines.iter_mut().enumerate() {
+        // What is above the image wraps around to a large number.
+        let y = (first + y).wrapping_sub(conv.top);
+        if y < conv.height {
+            *at = image[y * conv.width * conv.channels..].as_ptr();
+        }
+    }
+    lines
+}
+
+/// A vector of channels at the column `x` of each line, counted with the border.
+#[inline(always)]
+unsafe fn column<V: Vector, const N: usize>(conv: &Conv, lines: [*const f32; N], lanes: usize, x: usize) -> [V; N] {
     unsafe {
-        let mut values = [V::splat(0.0); 4];
+        let mut values = [V::splat(0.0); N];
         let x = x.wrapping_sub(conv.left);
         if x < conv.width {
             for (value, line) in values.iter_mut().zip(lines) {
@@ -418,7 +440,20 @@ unsafe fn input_column<V: Vector>(conv: &Conv, lines: [*const f32; 4], lanes: us
                 *value = if lanes == V::LANES { V::load(from) } else { V::load_first(from, lanes) };
             }
         }
-        two::input_points(values)
+        values
+    }
+}
+
+/// Finishes a window of 2 × 2 outputs, of which as many lines and columns are there.
+#[inline(always)]
+unsafe fn finish_square<V: Vector>(out: Outputs<'_, '_, V, 1>, [u, l]: [[[V; 1]; 2]; 2], lines: usize, columns: usize) {
+    unsafe {
+        match (lines > 1, columns > 1) {
+            (true, true) => out.finish([u, l]),
+            (true, false) => out.finish([[u[0]], [l[0]]]),
+            (false, true) => out.finish([u]),
+            (false, false) => out.finish([[u[0]]]),
+        }
     }
 }
 
@@ -623,17 +658,14 @@ for_each_vector! {
 mod tests {
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{
+        kinds::{BIAS, direct_outputs, numbers, outputs_of},
+        *,
+    };
     use crate::{
-        conv::{ForwardPath, Weighted, direct},
-        examples::View,
+        conv::ForwardPath,
         layer::{Activation, Padding},
     };
-
-    fn numbers(count: usize, seed: u64) -> Vec<f32> {
-        let mut draw = crate::init::uniform(seed, 1);
-        (0..count).map(|_| draw()).collect()
-    }
 
     fn conv() -> impl Strategy<Value = Conv> {
         // Rarely so many channels that their products are summed up in parts.
@@ -648,7 +680,7 @@ mod tests {
 
     /// The sum at one place before pooling, in f64, and the sum of the products' magnitudes.
     fn exact(conv: &Conv, weights: &[f32], image: &[f32], (y, x, filter): (usize, usize, usize)) -> (f64, f64) {
-        let (mut sum, mut magnitude) = (0.0, 0.0);
+        let (mut sum, mut magnitude) = (f64::from(BIAS), 0.0);
         for row in 0..3 {
             for column in 0..3 {
                 let (y, x) = ((y + row).wrapping_sub(conv.top), (x + column).wrapping_sub(conv.left));
@@ -662,16 +694,6 @@ mod tests {
             }
         }
         (sum, magnitude)
-    }
-
-    fn outputs_of(conv: &Conv, weights: &[f32], images: &[f32], count: usize, winners: &mut [u8]) -> Vec<f32> {
-        let bias = vec![0.0; conv.filters];
-        let prepared = conv.prepared_weights(weights);
-        let layer = Weighted { weights, prepared: prepared.values(), bias: &bias };
-        let mut output = vec![0.0; count * conv.output_len()];
-        let mut results = Results { output: &mut output, before: &mut [], winners };
-        conv.forward(&layer, View::Floats(images), &mut results, &mut Scratch::default());
-        output
     }
 
     proptest! {
@@ -695,20 +717,6 @@ mod tests {
                 if conv.pool > 1 {
                     prop_assert!(window[usize::from(winners[index])].0 > largest - 2.0 * tolerance, "not the place of the maximum");
                 }
-            }
-        }
-
-        #[test]
-        fn an_image_in_bands_has_the_same_bits(conv in conv(), seed in any::<u64>()) {
-            let (image, weights) = (numbers(conv.input_len(), seed), numbers(conv.weights_len(), seed ^ 1));
-            let whole = outputs_of(&conv, &weights, &image, 1, &mut []);
-            let bias = vec![0.0; conv.filters];
-            let prepared = conv.prepared_weights(&weights);
-            let layer = Weighted { weights: &weights, prepared: prepared.values(), bias: &bias };
-            for threads in [2, 3, 64] {
-                let mut output = vec![0.0; conv.output_len()];
-                conv.bands_of_windows(threads, &layer, View::Floats(&image), &mut output);
-                prop_assert_eq!(&output, &whole);
             }
         }
 
@@ -746,11 +754,7 @@ mod tests {
         let conv = Conv::new((16, 16, 128), 64, (3, 3), 1, Padding::Same, Activation::None, 1);
         let (image, weights) = (numbers(conv.input_len(), 1), numbers(conv.weights_len(), 2));
         let minimal = outputs_of(&conv, &weights, &image, 1, &mut []);
-        let mut direct = vec![0.0; conv.output_len()];
-        let mut staged = vec![0.0; conv.padded_len()];
-        conv.write_padded(View::Floats(&image), 1, &mut staged);
-        let mut results = Results { output: &mut direct, before: &mut [], winners: &mut [] };
-        direct::forward(&conv, conv.packed_weights(&weights).values(), &vec![0.0; conv.filters], &staged, &mut results);
+        let direct = direct_outputs(&conv, &weights, &image, 1, &mut []);
         let error = |found: &[f32]| {
             let (mut errors, mut squares) = (0.0, 0.0);
             for (index, found) in found.iter().enumerate() {

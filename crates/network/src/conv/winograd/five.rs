@@ -7,12 +7,12 @@
 
 use std::ops::Range;
 
-use super::{BYTES, COLUMNS as POINTS, Store, apart, four, pitch};
+use super::{BYTES, COLUMNS as POINTS, Store, apart, column, finish_square, four, lines, pitch, sizes};
 use crate::{
     conv::{
         Conv, Results,
         direct::Outputs,
-        tile::{Finish, Walk, even, for_filters, pair, tile},
+        tile::{Walk, even, for_filters, pair, tile},
     },
     scratch::{Aligned, Scratch, sized, zeros},
     simd::vector::{Vector, for_each_vector},
@@ -72,15 +72,10 @@ pub(in crate::conv) fn forward(
     results: &mut Results<'_>,
     scratch: &mut Scratch,
 ) {
-    let (height, width) = conv.computed();
-    let windows = width.div_ceil(2);
-    let lines = (height.min(2 * rows.end) - 2 * rows.start) / conv.pool;
-    let per_image = lines * conv.out_width * conv.filters;
-    let count = images.len() / conv.input_len();
+    let windows = conv.computed().1.div_ceil(2);
+    let (_, per_image) = sizes(conv, bias, images, &rows, results);
     // What the transforms and the kernel rely on.
-    assert!(conv.is_minimal_in_rows() && rows.end <= height.div_ceil(2) && images.len() == count * conv.input_len());
-    assert!(weights.len() == POINTS * apart(conv.rows * conv.channels, conv.filters) && bias.len() == conv.filters);
-    assert!(results.output.len() == count * per_image && (results.winners.is_empty() || results.winners.len() == count * per_image));
+    assert!(conv.is_minimal_in_rows() && weights.len() == POINTS * apart(conv.rows * conv.channels, conv.filters));
     let step = (BYTES / (2 * windows * POINTS * (conv.channels + conv.filters) * size_of::<f32>())).max(1);
     let border = zeros(&mut scratch.zeros, conv.width * conv.channels);
     for (index, image) in images.chunks_exact(conv.input_len()).enumerate() {
@@ -127,23 +122,17 @@ for_each_vector! {
 for_each_vector! {
     /// The points of each line's windows, `[points, lines, windows, channels]`.
     unsafe fn input_unchecked<V>(conv: &Conv, image: &[f32], border: &[f32], part: &Part, out: &mut [f32]) {
-        let (pitch, lines) = (pitch(conv.channels), part.lines(conv));
-        let point = apart(lines * part.windows, conv.channels);
-        for index in 0..lines {
-            // What is above the image wraps around to a large number.
-            let y = (2 * part.first + index).wrapping_sub(conv.top);
-            let line = if y < conv.height { &image[y * conv.width * conv.channels..] } else { border };
+        let pitch = pitch(conv.channels);
+        let point = apart(part.lines(conv) * part.windows, conv.channels);
+        for index in 0..part.lines(conv) {
+            let [line] = lines(conv, image, border, 2 * part.first + index);
             for channel in (0..conv.channels).step_by(V::LANES) {
                 let lanes = V::LANES.min(conv.channels - channel);
                 for window in 0..part.windows {
                     unsafe {
                         let mut values = [V::splat(0.0); POINTS];
                         for (place, value) in values.iter_mut().enumerate() {
-                            let x = (2 * window + place).wrapping_sub(conv.left);
-                            if x < conv.width {
-                                let from = line.as_ptr().add(x * conv.channels + channel);
-                                *value = if lanes == V::LANES { V::load(from) } else { V::load_first(from, lanes) };
-                            }
+                            [*value] = column(conv, [line.wrapping_add(channel)], lanes, 2 * window + place);
                         }
                         let out = out.as_mut_ptr().add((index * part.windows + window) * pitch + channel);
                         for (at, value) in four::input_points(values).into_iter().enumerate() {
@@ -222,12 +211,7 @@ for_each_vector! {
                         let l = two_outputs::<V>(product.as_ptr().add(part.windows * pitch), point);
                         let (y, x) = (2 * (part.first + lines - part.start), 2 * window);
                         let out = Outputs { conv, results: &mut *results, first: first + filter, y, x, lanes, bias };
-                        match (height - 2 * (part.first + lines) > 1, width - x > 1) {
-                            (true, true) => out.finish([u, l]),
-                            (true, false) => out.finish([[u[0]], [l[0]]]),
-                            (false, true) => out.finish([u]),
-                            (false, false) => out.finish([[u[0]]]),
-                        }
+                        finish_square(out, [u, l], height - 2 * (part.first + lines), width - x);
                     }
                 }
             }

@@ -1,4 +1,4 @@
-//! What holds for both kinds beside the one of 3 × 3 kernels, which has tests of its own.
+//! What holds for each kind of minimal filtering.
 
 use proptest::prelude::*;
 
@@ -9,24 +9,28 @@ use crate::{
     scratch::Scratch,
 };
 
-fn numbers(count: usize, seed: u64) -> Vec<f32> {
+/// Of every filter.
+pub(super) const BIAS: f32 = 0.25;
+
+pub(super) fn numbers(count: usize, seed: u64) -> Vec<f32> {
     let mut draw = crate::init::uniform(seed, 1);
     (0..count).map(|_| draw()).collect()
 }
 
 fn conv() -> impl Strategy<Value = Conv> {
-    let kernel = prop_oneof![Just(((3, 3), 2)), (1..6usize).prop_map(|rows| ((rows, 5), 1))];
+    let kernel = prop_oneof![Just(((3, 3), 1)), Just(((3, 3), 2)), (1..6usize).prop_map(|rows| ((rows, 5), 1))];
     let shape = (3..16usize, 3..16usize, 8..40usize, 8..40usize, kernel, any::<bool>(), 1..3usize);
     shape.prop_filter_map("not of the kind", |(height, width, channels, filters, (kernel, stride), same, pool)| {
         let padding = if same { Padding::Same } else { Padding::Valid };
         let conv = Conv::new((height, width, channels), filters, kernel, stride, padding, Activation::None, pool);
-        let is_of_them = matches!(conv.forward_path(), ForwardPath::WinogradWithStrides | ForwardPath::WinogradInRows);
+        let is_of_them =
+            matches!(conv.forward_path(), ForwardPath::Winograd | ForwardPath::WinogradWithStrides | ForwardPath::WinogradInRows);
         (conv.out_height > 0 && conv.out_width > 0 && is_of_them).then_some(conv)
     })
 }
 
-fn outputs_of(conv: &Conv, weights: &[f32], images: &[f32], count: usize, winners: &mut [u8]) -> Vec<f32> {
-    let bias = vec![0.25; conv.filters];
+pub(super) fn outputs_of(conv: &Conv, weights: &[f32], images: &[f32], count: usize, winners: &mut [u8]) -> Vec<f32> {
+    let bias = vec![BIAS; conv.filters];
     let prepared = conv.prepared_weights(weights);
     let layer = Weighted { weights, prepared: prepared.values(), bias: &bias };
     let mut output = vec![0.0; count * conv.output_len()];
@@ -36,12 +40,12 @@ fn outputs_of(conv: &Conv, weights: &[f32], images: &[f32], count: usize, winner
 }
 
 /// The same directly.
-fn direct_outputs(conv: &Conv, weights: &[f32], images: &[f32], count: usize, winners: &mut [u8]) -> Vec<f32> {
+pub(super) fn direct_outputs(conv: &Conv, weights: &[f32], images: &[f32], count: usize, winners: &mut [u8]) -> Vec<f32> {
     let mut output = vec![0.0; count * conv.output_len()];
     let mut staged = vec![0.0; count * conv.padded_len()];
     conv.write_padded(View::Floats(images), count, &mut staged);
     let mut results = Results { output: &mut output, before: &mut [], winners };
-    direct::forward(conv, conv.packed_weights(weights).values(), &vec![0.25; conv.filters], &staged, &mut results);
+    direct::forward(conv, conv.packed_weights(weights).values(), &vec![BIAS; conv.filters], &staged, &mut results);
     output
 }
 
@@ -68,7 +72,7 @@ proptest! {
     fn an_image_in_bands_has_the_same_bits(conv in conv(), seed in any::<u64>()) {
         let (image, weights) = (numbers(conv.input_len(), seed), numbers(conv.weights_len(), seed ^ 1));
         let whole = outputs_of(&conv, &weights, &image, 1, &mut []);
-        let bias = vec![0.25; conv.filters];
+        let bias = vec![BIAS; conv.filters];
         let prepared = conv.prepared_weights(&weights);
         let layer = Weighted { weights: &weights, prepared: prepared.values(), bias: &bias };
         for threads in [2, 3, 64] {
@@ -99,7 +103,7 @@ fn the_rounding_is_little_more_than_that_of_the_direct_sums() {
             let (mut errors, mut squares) = (0.0, 0.0);
             for (index, found) in found.iter().enumerate() {
                 let (y, x, filter) = (index / conv.filters / conv.out_width, index / conv.filters % conv.out_width, index % conv.filters);
-                let mut sum = 0.25;
+                let mut sum = f64::from(BIAS);
                 for (tap, channel) in (0..conv.rows * conv.columns).flat_map(|tap| (0..conv.channels).map(move |channel| (tap, channel))) {
                     let pixel = (stride * y + tap / conv.columns) * conv.width + stride * x + tap % conv.columns;
                     let weight = weights[(tap * conv.channels + channel) * conv.filters + filter];

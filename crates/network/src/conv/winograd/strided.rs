@@ -10,13 +10,9 @@
 
 use std::ops::Range;
 
-use super::{BYTES, Block, WINDOWS, apart, multiply_unchecked, pitch, turn};
+use super::{BYTES, Block, WINDOWS, apart, column, finish_square, lines, multiply_unchecked, pitch, sizes, turn};
 use crate::{
-    conv::{
-        Conv, Results,
-        direct::Outputs,
-        tile::{Finish, for_filters},
-    },
+    conv::{Conv, Results, direct::Outputs, tile::for_filters},
     scratch::{Aligned, Scratch, sized, zeros},
     simd::vector::{Vector, for_each_vector},
 };
@@ -84,16 +80,11 @@ pub(in crate::conv) fn forward(
     results: &mut Results<'_>,
     scratch: &mut Scratch,
 ) {
-    let (height, width) = conv.computed();
-    let columns = width.div_ceil(2);
-    let lines = (height.min(2 * rows.end) - 2 * rows.start) / conv.pool;
-    let per_image = lines * conv.out_width * conv.filters;
-    let count = images.len() / conv.input_len();
+    let columns = conv.computed().1.div_ceil(2);
+    let (count, per_image) = sizes(conv, bias, images, &rows, results);
     let of_weights = starts(|point| apart(depth(conv, point), conv.filters));
     // What the transforms and the kernel rely on.
-    assert!(conv.is_minimal_with_strides() && rows.end <= height.div_ceil(2) && images.len() == count * conv.input_len());
-    assert!(weights.len() == of_weights[POINTS] && bias.len() == conv.filters);
-    assert!(results.output.len() == count * per_image && (results.winners.is_empty() || results.winners.len() == count * per_image));
+    assert!(conv.is_minimal_with_strides() && weights.len() == of_weights[POINTS]);
     let window = (PHASES * conv.channels + POINTS * conv.filters) * size_of::<f32>();
     let (step, all) = (((BYTES / window).max(WINDOWS) / columns).max(1), count * rows.len());
     let border = zeros(&mut scratch.zeros, conv.width * conv.channels);
@@ -177,18 +168,10 @@ for_each_vector! {
     /// The windows' points, each `[windows, phases × channels]`.
     unsafe fn input_unchecked<V>(conv: &Conv, images: &[f32], border: &[f32], block: &Block, starts: &[usize; POINTS + 1], out: &mut [f32]) {
         let columns = conv.computed().1.div_ceil(2);
-        let line = conv.width * conv.channels;
         for row in 0..block.rows {
             let (image, place) = block.place(row);
             let image = &images[image * conv.input_len()..];
-            let mut lines = [border.as_ptr(); 5];
-            for (y, at) in lines.iter_mut().enumerate() {
-                // What is above the image wraps around to a large number.
-                let y = (4 * place + y).wrapping_sub(conv.top);
-                if y < conv.height {
-                    *at = image[y * line..].as_ptr();
-                }
-            }
+            let lines: [*const f32; 5] = lines(conv, image, border, 4 * place);
             for channel in (0..conv.channels).step_by(V::LANES) {
                 let lanes = V::LANES.min(conv.channels - channel);
                 let lines = lines.map(|line| line.wrapping_add(channel));
@@ -225,8 +208,8 @@ unsafe fn input_row<V: Vector>(conv: &Conv, lines: [*const f32; 5], lanes: usize
     unsafe {
         let mut kept = input_column::<V>(conv, lines, lanes, 0);
         for window in 0..columns {
-            let column = |place: usize| input_column::<V>(conv, lines, lanes, 4 * window + place);
-            let all = [kept, column(1), column(2), column(3), column(4)];
+            let at = |place: usize| input_column::<V>(conv, lines, lanes, 4 * window + place);
+            let all = [kept, at(1), at(2), at(3), at(4)];
             for odd_row in 0..2 {
                 for row in 0..3 - odd_row {
                     let value = |place: usize| all[place][odd_row][row];
@@ -248,17 +231,9 @@ unsafe fn input_row<V: Vector>(conv: &Conv, lines: [*const f32; 5], lanes: usize
 #[inline(always)]
 unsafe fn input_column<V: Vector>(conv: &Conv, lines: [*const f32; 5], lanes: usize, x: usize) -> [[V; 3]; 2] {
     unsafe {
-        let zero = V::splat(0.0);
-        let mut values = [zero; 5];
-        let x = x.wrapping_sub(conv.left);
-        if x < conv.width {
-            for (value, line) in values.iter_mut().zip(lines) {
-                let from = line.add(x * conv.channels);
-                *value = if lanes == V::LANES { V::load(from) } else { V::load_first(from, lanes) };
-            }
-        }
+        let values: [V; 5] = column(conv, lines, lanes, x);
         let [first, second] = odd_points([values[1], values[3]]);
-        [even_points([values[0], values[2], values[4]]), [first, second, zero]]
+        [even_points([values[0], values[2], values[4]]), [first, second, V::splat(0.0)]]
     }
 }
 
@@ -288,12 +263,7 @@ for_each_vector! {
                         let [u, l] = turn(by_column).map(|line| line.map(|value| [value]));
                         let (y, x) = (2 * (place - block.of.start), 2 * column);
                         let out = Outputs { conv, results: &mut *results, first: image * per_image + filter, y, x, lanes, bias };
-                        match (height - 2 * place > 1, width - x > 1) {
-                            (true, true) => out.finish([u, l]),
-                            (true, false) => out.finish([[u[0]], [l[0]]]),
-                            (false, true) => out.finish([u]),
-                            (false, false) => out.finish([[u[0]]]),
-                        }
+                        finish_square(out, [u, l], height - 2 * place, width - x);
                     }
                 }
             }
