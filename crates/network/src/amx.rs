@@ -73,6 +73,8 @@ pub(crate) struct Block<'a> {
     /// The first row of 32 sums; 32 rows begin `line` bytes after each other.
     pub(crate) sums: *mut f32,
     pub(crate) line: usize,
+    /// Whether products are added to what is there.
+    pub(crate) adds: bool,
 }
 
 /// This thread's tiles, as long as they are in use.
@@ -100,7 +102,7 @@ impl Drop for Tiles {
 }
 
 impl Tiles {
-    /// Writes the sums of a block.
+    /// Computes the sums of a block.
     ///
     /// # Safety
     ///
@@ -112,23 +114,7 @@ impl Tiles {
             // SAFETY: as the caller says; the tiles have begun.
             Unit::Tiles => unsafe { native::sum(block) },
             // SAFETY: as the caller says.
-            Unit::Loops => unsafe { loops(block, false) },
-        }
-    }
-
-    /// Adds to the sums of a block.
-    ///
-    /// # Safety
-    ///
-    /// As [`Tiles::sum`].
-    #[inline]
-    pub(crate) unsafe fn add(&self, block: &Block<'_>) {
-        match self.0 {
-            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            // SAFETY: as the caller says; the tiles have begun.
-            Unit::Tiles => unsafe { native::add(block) },
-            // SAFETY: as the caller says.
-            Unit::Loops => unsafe { loops(block, true) },
+            Unit::Loops => unsafe { loops(block) },
         }
     }
 }
@@ -147,13 +133,13 @@ fn widen(value: u16) -> f32 {
 }
 
 /// See [`Tiles::sum`].
-unsafe fn loops(block: &Block<'_>, is_added: bool) {
+unsafe fn loops(block: &Block<'_>) {
     for row in 0..BLOCK {
         for column in 0..BLOCK {
             // SAFETY: as the caller says.
             unsafe {
                 let to = block.sums.byte_add(row * block.line).add(column);
-                let mut sum = if is_added { to.read() } else { 0.0 };
+                let mut sum = if block.adds { to.read() } else { 0.0 };
                 for (index, place) in block.places.iter().enumerate() {
                     let values = block.rows.byte_add(row * block.row).byte_offset(*place);
                     let pairs = block.pairs.add(index * block.steps * PAIRS);
@@ -232,7 +218,7 @@ mod native {
     /// packed pairs.
     macro_rules! sums {
         ($block:expr, $($first:literal),*) => {{
-            let Block { rows, row, places, steps, pairs, sums, line } = *$block;
+            let Block { rows, row, places, steps, pairs, sums, line, .. } = *$block;
             let range = places.as_ptr_range();
             let arguments = Arguments { places: range.start, last: range.end, steps, down: 16 * row, sums, line, sums_down: 16 * line };
             asm!(
@@ -291,16 +277,10 @@ mod native {
     pub(super) unsafe fn sum(block: &Block<'_>) {
         debug_assert!(!block.places.is_empty() && block.steps > 0);
         // SAFETY: as the caller says.
-        unsafe { sums!(block, "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3") };
-    }
-
-    /// # Safety
-    ///
-    /// As [`sum`].
-    pub(super) unsafe fn add(block: &Block<'_>) {
-        debug_assert!(!block.places.is_empty() && block.steps > 0);
-        // SAFETY: as the caller says.
         unsafe {
+            if !block.adds {
+                return sums!(block, "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3");
+            }
             sums!(
                 block,
                 "mov {upper}, [{arguments} + 32]",
@@ -311,8 +291,8 @@ mod native {
                 "tileloadd tmm1, [{upper} + 1*{place} + 64]",
                 "tileloadd tmm2, [{lower} + 1*{place}]",
                 "tileloadd tmm3, [{lower} + 1*{place} + 64]"
-            )
-        };
+            );
+        }
     }
 }
 
@@ -351,17 +331,25 @@ mod tests {
             .map(|pair| u32::from(round(pair[0])) | u32::from(round(pair[1])) << 16)
             .collect();
         let before = numbers(BLOCK * 40, 3);
-        let sums = |unit: Unit, is_added: bool| {
+        let sums = |unit: Unit, adds: bool| {
             let mut sums = before.clone();
-            let block =
-                Block { rows: rows[4..].as_ptr(), row, places: &places, steps, pairs: pairs.as_ptr(), sums: sums.as_mut_ptr(), line: 160 };
+            let block = Block {
+                rows: rows[4..].as_ptr(),
+                row,
+                places: &places,
+                steps,
+                pairs: pairs.as_ptr(),
+                sums: sums.as_mut_ptr(),
+                line: 160,
+                adds,
+            };
             let tiles = unit.begin();
             // SAFETY: the slices are as long as that.
-            unsafe { if is_added { tiles.add(&block) } else { tiles.sum(&block) } };
+            unsafe { tiles.sum(&block) };
             sums
         };
-        for is_added in [false, true] {
-            let (found, expected) = (sums(Unit::Tiles, is_added), sums(Unit::Loops, is_added));
+        for adds in [false, true] {
+            let (found, expected) = (sums(Unit::Tiles, adds), sums(Unit::Loops, adds));
             assert_eq!(found, expected);
             assert_ne!(found, before);
         }

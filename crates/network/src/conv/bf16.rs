@@ -14,7 +14,6 @@ use rayon::prelude::*;
 use super::{Conv, Kept, Results, Sums, pooling};
 use crate::{
     amx::{BLOCK, Block, PAIRS, Unit, round},
-    layer::Activation,
     scratch::{Aligned, Scratch, sized},
     simd::{Level, add, add_rows, for_each_level, level},
 };
@@ -157,9 +156,7 @@ pub(super) fn backward(
     scratch: &mut Scratch,
 ) {
     let reference = if conv.activation.needs_input() { kept.before } else { kept.output };
-    if conv.activation != Activation::None {
-        conv.activation.backward(reference, gradient);
-    }
+    conv.activation.backward(reference, gradient);
     add_rows(gradient, &mut sums.partial.bias);
     let (plane, len, input_len) = (Plane::of(conv), conv.output_len(), conv.input_len());
     let (channels, filters) = (pitch(conv.channels), pitch(conv.filters));
@@ -219,6 +216,7 @@ fn multiply(unit: Unit, plane: &[u16], margin: usize, offsets: &[isize], weights
                 pairs: weights.as_ptr().cast(),
                 sums: sums.as_mut_ptr(),
                 line: outer * size_of::<f32>(),
+                adds: false,
             };
             // SAFETY: just checked: no offset leaves the margins, and the last block ends where its buffers do.
             unsafe { tiles.sum(&block) };
@@ -254,9 +252,10 @@ fn add_products(
                     pairs: pairs.as_ptr(),
                     sums: sums.as_mut_ptr(),
                     line: filters * size_of::<f32>(),
+                    adds: true,
                 };
                 // SAFETY: as in `multiply`.
-                unsafe { tiles.add(&block) };
+                unsafe { tiles.sum(&block) };
             }
         }
     }
@@ -278,7 +277,7 @@ fn write_images(conv: &Conv, plane: &Plane, images: &[f32], out: &mut [u16]) {
 /// Rounds the gradient of some images' sums to planes; behind a pooling it is that of the maxima.
 fn write_gradient(conv: &Conv, plane: &Plane, gradient: &[f32], winners: &[u8], out: &mut [u16]) {
     let filters = pitch(conv.filters);
-    let (height, width) = conv.computed();
+    let (_, width) = conv.computed();
     let start = |image: usize, y: usize| (plane.margin + image * plane.image + y * plane.line) * filters;
     let line = conv.out_width * conv.filters;
     let mut done = 0;
@@ -302,7 +301,6 @@ fn write_gradient(conv: &Conv, plane: &Plane, gradient: &[f32], winners: &[u8], 
             }
         }
     }
-    debug_assert!(height == conv.out_height * conv.pool);
     out[done..].fill(0);
 }
 
@@ -471,7 +469,7 @@ mod tests {
         amx::tiles,
         conv::{BackwardPath, ForwardPath, Weighted, Weights},
         examples::View,
-        layer::Padding,
+        layer::{Activation, Padding},
     };
 
     fn numbers(count: usize, seed: u64) -> Vec<f32> {
