@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use crate::{
     architecture::{Architecture, Shape, same_padding, windows},
     examples::Input,
-    layer::{Activation, Axes, BatchNormalisation, Convolution, LayerSpec, Padding, PoolKind, Residual},
+    layer::{Activation, Axes, BatchNormalisation, Convolution, LayerSpec, Padding, PoolKind, Pooling, Residual},
     loss::{self, LossOptions},
     network::Network,
     plan::Role,
@@ -374,11 +374,26 @@ fn is_tame(case: &Case) -> bool {
 }
 
 fn has_norm(layers: &[LayerSpec]) -> bool {
-    layers.iter().any(|layer| match layer {
-        LayerSpec::BatchNorm(_) => true,
-        LayerSpec::Residual(residual) => has_norm(&residual.layers) || has_norm(&residual.shortcut),
-        _ => false,
+    has(layers, |layer| matches!(layer, LayerSpec::BatchNorm(_)))
+}
+
+/// Whether a gradient jumps somewhere: at the side of a ReLU, or at the winner of a pooling window.
+fn has_kink(layers: &[LayerSpec]) -> bool {
+    has(layers, |layer| match layer {
+        LayerSpec::Pool(Pooling { kind, .. }) | LayerSpec::GlobalPool(kind) => *kind == PoolKind::Maximum,
+        LayerSpec::Conv(Convolution { activation, .. })
+        | LayerSpec::Dense { activation, .. }
+        | LayerSpec::Whiten { activation, .. }
+        | LayerSpec::BatchNorm(BatchNormalisation { activation, .. })
+        | LayerSpec::Residual(Residual { activation, .. }) => *activation == Activation::Relu,
+        LayerSpec::Series { .. } | LayerSpec::Dropout { .. } => false,
     })
+}
+
+/// Whether `is_one` of these layers, or of those inside of their blocks.
+fn has(layers: &[LayerSpec], is_one: fn(&LayerSpec) -> bool) -> bool {
+    let inside = |residual: &Residual| has(&residual.layers, is_one) || has(&residual.shortcut, is_one);
+    layers.iter().any(|layer| is_one(layer) || matches!(layer, LayerSpec::Residual(residual) if inside(residual)))
 }
 
 /// The parameters' gradients of the mean cross-entropy, in the network's order.

@@ -54,13 +54,19 @@ fn roughness() -> f32 {
 }
 
 /// How far all gradients together may be from where they should be, as a share of their length, where products are rounded: another winner of a
-/// pooling window, or another side of a ReLU, changes some of them altogether.
+/// pooling window, or another side of a ReLU, changes some of them altogether; and of a few examples nearly all, so [`is_comparable`].
 fn apart() -> Option<f64> {
     match precision()? {
         Precision::Fp32 => None,
         Precision::Tf32 => Some(0.1),
         Precision::Bf16 => Some(0.4),
     }
+}
+
+/// Where products are rounded, random networks have no kinks: another winner could turn the gradient of a small one around. Those that
+/// [`each_kind_of_layer_agrees`] compares, always the same ones, have some.
+fn is_comparable(case: &Case) -> bool {
+    is_tame(case) && (apart().is_none() || !has_kink(&case.architecture.layers))
 }
 
 /// Loss and gradients by dfdx's operations.
@@ -115,12 +121,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
 
     #[test]
-    fn losses_gradients_and_logits_of_random_networks_agree(case in case().prop_filter("tame", is_tame)) {
+    fn losses_gradients_and_logits_of_random_networks_agree(case in case().prop_filter("comparable", is_comparable)) {
         check(&case)?;
     }
 
     #[test]
-    fn those_of_random_series_agree(case in series_case()) {
+    fn those_of_random_series_agree(case in series_case().prop_filter("comparable", is_comparable)) {
         check(&case)?;
     }
 }
