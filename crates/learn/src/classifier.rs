@@ -92,7 +92,8 @@ pub struct Classifier {
     #[serde(default, skip_serializing_if = "Device::is_cpu")]
     pub device: Device,
     /// How products are taken: `fp32`; or from factors of 11 or 8 significant bits, `tf32` or `bf16`, on a GPU's tensor cores. A CPU with matrix tiles
-    /// (AMX) takes `bf16` in convolutions with a stride of one; any other computes in fp32 then. Weights, sums and the optimiser are fp32 in any case.
+    /// (AMX) takes `bf16` in convolutions with a stride of one, and for what Muon makes orthogonal; any other computes in fp32 then. Weights, sums and the
+    /// optimiser's state are fp32 in any case.
     #[serde(default, skip_serializing_if = "Precision::is_fp32")]
     pub precision: Precision,
     /// The seed of weights, order and dropout; the pipeline's if absent.
@@ -242,7 +243,7 @@ impl Classifier {
 
 impl Stage for Classifier {
     const USES: &'static str = "learn.classifier";
-    const VERSION: u32 = 9;
+    const VERSION: u32 = 10;
     const SUMMARY: &'static str = "Train a network to tell classes apart";
     const GIVES: Kind = Kind::Model;
 

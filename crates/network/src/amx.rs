@@ -7,6 +7,8 @@
 //!
 //! Each pair of products is summed up in fp32, rounded to the nearest, and added to the sum; subnormal numbers count as zero.
 
+pub(crate) mod products;
+
 use std::sync::OnceLock;
 
 /// Rows and columns of a block of sums, and values of a row of factors that a step takes.

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use crate::{
     layer::Activation,
+    partition::one_by_one,
     recycle::Floats,
     scratch::{self, sized},
     simd::{for_each_level, multiply_add},
@@ -89,7 +90,7 @@ impl BatchNorm {
             add(part, &mut first, &mut second);
             (first, second)
         };
-        let parts: Vec<(Vec<f64>, Vec<f64>)> = parts.map(sums_of).collect();
+        let parts: Vec<(Vec<f64>, Vec<f64>)> = one_by_one(parts).map(sums_of).collect();
         let (mut first, mut second) = zeros();
         for part in &parts {
             first.iter_mut().zip(&part.0).for_each(|(sum, part)| *sum += part);
@@ -129,7 +130,7 @@ impl BatchNorm {
         let offset: Vec<f32> =
             mean.iter().zip(&factor).zip(layer.bias.iter()).map(|((mean, factor), shift)| shift - mean * factor).collect();
         let mut output = Floats::any(values.len());
-        output.par_chunks_mut(self.range()).zip(values.par_chunks(self.range())).for_each(|(output, values)| {
+        one_by_one(output.par_chunks_mut(self.range()).zip(values.par_chunks(self.range()))).for_each(|(output, values)| {
             affine(values, &factor, &offset, output);
             self.activation.apply(output);
         });
@@ -156,7 +157,7 @@ impl BatchNorm {
             // The paper's chain rule, gathered: dx = scale / σ (g - mean(g) - x̂ mean(g x̂)).
             let mean_g: Vec<f32> = shift_sum.iter().map(|sum| (sum / count) as f32).collect();
             let mean_gx: Vec<f32> = scale_sum.iter().map(|sum| (sum / count) as f32).collect();
-            gradient.par_chunks_mut(norm.range()).zip(values.par_chunks(norm.range())).for_each(|(gradient, values)| {
+            one_by_one(gradient.par_chunks_mut(norm.range()).zip(values.par_chunks(norm.range()))).for_each(|(gradient, values)| {
                 input_gradient(gradient, values, &mean, &inverse, &factor, &mean_g, &mean_gx);
             });
             give(grads, &input_node, gradient)

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use crate::{
     conv::{Conv, Kept, Partial, Results, Sums, Weights},
     examples::Values,
-    partition::{CHUNK, group_size, sum_in_order},
+    partition::{CHUNK, group_size, one_by_one, sum_in_order},
     recycle::Floats,
     scratch::{self, Aligned},
     simd::add_rows,
@@ -33,7 +33,8 @@ pub(crate) fn forward(
     let (size, count) = (CHUNK * len, batch.div_ceil(CHUNK));
     let befores = chunks(&mut before, size, count);
     let winner_chunks = chunks(&mut winners, size, count);
-    output.par_chunks_mut(size).zip(befores).zip(winner_chunks).enumerate().for_each(|(index, ((output, before), winners))| {
+    let parts = output.par_chunks_mut(size).zip(befores).zip(winner_chunks);
+    one_by_one(parts).enumerate().for_each(|(index, ((output, before), winners))| {
         let images = output.len() / len;
         let start = index * CHUNK * input_len;
         let view = view.range(start..start + images * input_len);
@@ -101,7 +102,7 @@ fn backward(
     let group = group_size(gradient.len() / len);
     let view = input.values.view();
     let input_chunks = chunks(input_gradient, group * input_len, gradient.len().div_ceil(group * len));
-    let groups = gradient.par_chunks_mut(group * len).zip(input_chunks).enumerate();
+    let groups = one_by_one(gradient.par_chunks_mut(group * len).zip(input_chunks)).enumerate();
     groups
         .map(|(index, (gradient, input_gradient))| {
             let images = gradient.len() / len;
@@ -130,7 +131,7 @@ fn bias_gradient(conv: &Conv, kept: &[f32], mut gradient: Floats, out: &mut [f32
         add_rows(gradient, &mut sums);
         sums
     };
-    let partials: Vec<Vec<f32>> = gradient.par_chunks_mut(size).zip(kept.par_chunks(size)).map(sums_of).collect();
+    let partials: Vec<Vec<f32>> = one_by_one(gradient.par_chunks_mut(size).zip(kept.par_chunks(size))).map(sums_of).collect();
     sum_in_order(&partials.iter().map(Vec::as_slice).collect::<Vec<_>>(), out);
 }
 

@@ -10,6 +10,7 @@ use crate::{
     conv::{Conv, Results, Weighted},
     layer::{Activation, Padding},
     matmul::{Matrix, multiply},
+    partition::one_by_one,
     recycle::Floats,
     scratch::Aligned,
     simd::add_rows,
@@ -66,7 +67,7 @@ impl Dense {
         let mut befores: Vec<&mut [f32]> = before.chunks_mut(ROWS * units).collect();
         befores.resize_with(batch.div_ceil(ROWS), Default::default);
         let blocks = values.par_chunks(ROWS * inputs).zip(output.par_chunks_mut(ROWS * units)).zip(befores);
-        blocks.for_each(|((input, output), before)| {
+        one_by_one(blocks).for_each(|((input, output), before)| {
             self.forward(&layer.weighted(), input, output, before);
         });
 
@@ -89,7 +90,7 @@ impl Dense {
     /// `out = inputᵀ gradient`: each thread takes some rows of the weights and all examples.
     fn weights_gradient(&self, input: &[f32], gradient: &[f32], out: &mut [f32]) {
         let batch = gradient.len() / self.units;
-        out.par_chunks_mut(WEIGHT_ROWS * self.units).enumerate().for_each(|(index, out)| {
+        one_by_one(out.par_chunks_mut(WEIGHT_ROWS * self.units)).enumerate().for_each(|(index, out)| {
             let rows = out.len() / self.units;
             let input = Matrix::rows(&input[index * WEIGHT_ROWS..], batch, rows, self.inputs).transposed();
             multiply(out, input, Matrix::rows(gradient, batch, self.units, self.units), false);
@@ -101,7 +102,7 @@ impl Dense {
         let batch = gradient.len() / self.units;
         let weights = Matrix::rows(weights, self.inputs, self.units, self.units).transposed();
         let mut out = Floats::any(batch * self.inputs);
-        out.par_chunks_mut(ROWS * self.inputs).zip(gradient.par_chunks(ROWS * self.units)).for_each(|(out, gradient)| {
+        one_by_one(out.par_chunks_mut(ROWS * self.inputs).zip(gradient.par_chunks(ROWS * self.units))).for_each(|(out, gradient)| {
             multiply(out, Matrix::rows(gradient, gradient.len() / self.units, self.units, self.units), weights, false);
         });
         out

@@ -102,7 +102,7 @@ impl Network {
                 self.compute_on(Some(unit));
                 notes.push("multiplies in bf16 on this processor's matrix tiles".into());
             }
-            (Precision::Bf16, None) => notes.push("multiplies in fp32, since this processor has no matrix tiles (AMX) for bf16".into()),
+            (Precision::Bf16, None) => notes.push("multiplies in fp32, since no matrix tiles (AMX) for bf16 are to be had here".into()),
             (Precision::Tf32, _) => notes.push("multiplies in fp32".into()),
         }
         Ok(Placement::Cpu((!notes.is_empty()).then(|| notes.join("; "))))

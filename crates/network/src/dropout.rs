@@ -6,6 +6,7 @@ use dfdx::tensor::{Cpu, CpuError, Tape as _};
 use rayon::prelude::*;
 
 use crate::{
+    partition::one_by_one,
     recycle::Floats,
     tape::{Flow, Tape, give, take},
 };
@@ -44,7 +45,7 @@ impl Dropout {
     /// Zeroes a share of the values and scales the others up. Value `unit` of example `n` is number `n * len + unit`.
     pub(crate) fn mask(&self, key: u64, values: &mut [f32]) {
         let (threshold, scale) = self.threshold_and_scale();
-        values.par_chunks_mut(RANGE).enumerate().for_each(|(chunk, values)| {
+        one_by_one(values.par_chunks_mut(RANGE)).enumerate().for_each(|(chunk, values)| {
             let first = (chunk * RANGE) as u64;
             for (index, value) in values.iter_mut().enumerate() {
                 let draw = mix(key.wrapping_add((first + index as u64).wrapping_mul(GOLDEN)));

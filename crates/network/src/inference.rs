@@ -12,6 +12,7 @@ use crate::{
     examples::{Input, View},
     loss::{self, LossOptions, StepReport},
     network::{Batch, Cursor, Network},
+    partition::one_by_one,
     residual,
     scratch::{self, Scratch, sized},
 };
@@ -71,7 +72,7 @@ impl Network {
         }
         // No more at once than leave something for every thread.
         let examples = EXAMPLES.min(count.div_ceil(rayon::current_num_threads())).max(1);
-        out.par_chunks_mut(examples * classes).enumerate().for_each(|(index, out)| {
+        one_by_one(out.par_chunks_mut(examples * classes)).enumerate().for_each(|(index, out)| {
             let first = index * examples * input_len;
             let view = input.view().range(first..first + out.len() / classes * input_len);
             with_buffers(|buffers, scratch| self.infer(view, out.len() / classes, out, buffers, scratch));

@@ -17,6 +17,7 @@ use crate::{
     error::NetworkError,
     muon,
     network::{Network, Parameter},
+    partition::one_by_one,
     plan::Role,
     weights::{TensorData, read_tensors, write_tensors},
 };
@@ -289,18 +290,18 @@ impl Optimiser {
         self.clip(&mut gradients);
         let step = i32::try_from(self.step).unwrap_or(i32::MAX);
         let head = network.parameters.len().saturating_sub(2);
-        let (config, factor) = (&self.config, self.rate_factor);
+        let (config, factor, unit) = (&self.config, self.rate_factor, network.unit);
         let mut states = self.states.iter_mut();
         let (first, second) = (states.next(), states.next());
         let firsts = first.map_or(&mut [][..], Vec::as_mut_slice);
         let mut seconds: Vec<Option<&mut Buffer>> = second.into_iter().flatten().map(Some).collect();
         seconds.resize_with(firsts.len(), || None);
-        let weights = network.parameters.par_iter_mut().zip(gradients).zip(firsts).zip(seconds).enumerate();
+        let weights = one_by_one(network.parameters.par_iter_mut().zip(gradients).zip(firsts).zip(seconds)).enumerate();
         weights.filter(|(_, (((parameter, _), _), _))| !parameter.is_frozen).try_for_each(
             |(index, (((parameter, gradient), first), second))| {
                 let config = config_of(config, parameter, index, head);
                 match (config, second) {
-                    (OptimiserConfig::Muon { .. }, _) => muon::update(config, factor, parameter, first, gradient),
+                    (OptimiserConfig::Muon { .. }, _) => muon::update(config, unit, factor, parameter, first, gradient),
                     (OptimiserConfig::Adam { .. }, Some(second)) => {
                         adam(config, factor, step, parameter, first, second, &buffer(gradient)?)?
                     }

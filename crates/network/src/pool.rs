@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use crate::{
     architecture::windows,
     layer::PoolKind,
-    partition::CHUNK,
+    partition::{CHUNK, one_by_one},
     recycle::Floats,
     tape::{Flow, Tape, give, take},
 };
@@ -128,7 +128,7 @@ impl Pool {
         let mut winner_chunks: Vec<&mut [u8]> = winners.chunks_mut(CHUNK * len).collect();
         winner_chunks.resize_with(batch.div_ceil(CHUNK), Default::default);
         let chunks = values.par_chunks(CHUNK * input_len).zip(output.par_chunks_mut(CHUNK * len)).zip(winner_chunks);
-        chunks.for_each(|((input, output), winners)| self.forward(input, output, winners));
+        one_by_one(chunks).for_each(|((input, output), winners)| self.forward(input, output, winners));
 
         let (flow, node) = Flow::new(Arc::new(output), device)?;
         let Some(input_node) = input.node.clone() else { return Ok(flow) };
@@ -139,7 +139,7 @@ impl Pool {
             let mut winner_chunks: Vec<&[u8]> = winners.chunks(CHUNK * len).collect();
             winner_chunks.resize_with(batch.div_ceil(CHUNK), Default::default);
             let chunks = gradient.par_chunks(CHUNK * len).zip(out.par_chunks_mut(CHUNK * input_len)).zip(winner_chunks);
-            chunks.for_each(|((gradient, out), winners)| pool.backward(gradient, winners, out));
+            one_by_one(chunks).for_each(|((gradient, out), winners)| pool.backward(gradient, winners, out));
             give(grads, &input_node, out)
         });
         Ok(flow)

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use crate::{
     layer::Activation,
+    partition::one_by_one,
     plan::Placed,
     recycle::Floats,
     simd::add,
@@ -41,9 +42,9 @@ impl Residual {
         // Both are numbers: no block begins with the examples' bytes.
         let (one, two) = (branch.values.to_floats(1), other.values.to_floats(1));
         let mut output = Floats::clone(&one);
-        output.par_chunks_mut(RANGE).zip(two.par_chunks(RANGE)).for_each(|(output, other)| add(other, output));
+        one_by_one(output.par_chunks_mut(RANGE).zip(two.par_chunks(RANGE))).for_each(|(output, other)| add(other, output));
         let before = if activation.needs_input() { output.clone() } else { Floats::default() };
-        output.par_chunks_mut(RANGE).for_each(|output| activation.apply(output));
+        one_by_one(output.par_chunks_mut(RANGE)).for_each(|output| activation.apply(output));
 
         let output = Arc::new(output);
         let (flow, node) = Flow::new(output.clone(), device)?;
@@ -51,7 +52,8 @@ impl Residual {
         tape.add_backward_op(move |grads| {
             let mut gradient = take(grads, &node, output.len())?;
             let kept: &[f32] = if activation.needs_input() { &before } else { &output };
-            gradient.par_chunks_mut(RANGE).zip(kept.par_chunks(RANGE)).for_each(|(gradient, kept)| activation.backward(kept, gradient));
+            let parts = gradient.par_chunks_mut(RANGE).zip(kept.par_chunks(RANGE));
+            one_by_one(parts).for_each(|(gradient, kept)| activation.backward(kept, gradient));
             if let Some(node) = &other_node {
                 give(grads, node, gradient.clone())?;
             }
