@@ -38,7 +38,7 @@ const STYLE: &str = include_str!("report/style.css");
 
 impl Stage for Report {
     const USES: &'static str = "apply.report";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const SUMMARY: &'static str = "Write a self-contained HTML report";
     const GIVES: Kind = Kind::Report;
 

@@ -49,6 +49,17 @@ fn step(network: &mut Network, optimiser: &mut Optimiser, index: usize, pixels: 
     assert!(report.loss.is_finite());
 }
 
+fn muon(rest: &OptimiserConfig) -> OptimiserConfig {
+    OptimiserConfig::Muon {
+        learning_rate: 0.02,
+        momentum: 0.9,
+        nesterov: true,
+        weight_decay: 1e-3,
+        normalise: true,
+        rest: Box::new(rest.clone()),
+    }
+}
+
 /// Weights, optimiser state and logits after a few steps.
 fn trained(config: &OptimiserConfig, steps: usize) -> (Vec<u8>, Vec<u8>, Vec<f32>) {
     let mut network = Network::new(&architecture(), 7).unwrap();
@@ -97,7 +108,7 @@ fn products_of_rounded_factors_train_the_same_bytes_at_any_number_of_threads() {
     let trained = |precision: Precision| {
         let mut network = Network::new(&architecture, 7).unwrap();
         let note = network.place(Device::Cpu, precision).unwrap().note();
-        let mut optimiser = Optimiser::new(&OptimiserConfig::default(), &network).unwrap();
+        let mut optimiser = Optimiser::new(&muon(&OptimiserConfig::default()), &network).unwrap();
         let pixels = pixels(3 * BATCH);
         (0..3).for_each(|index| step(&mut network, &mut optimiser, index, &pixels));
         (network.to_safetensors().unwrap(), note)
@@ -113,14 +124,6 @@ fn products_of_rounded_factors_train_the_same_bytes_at_any_number_of_threads() {
 fn a_resumed_training_ends_with_the_bytes_of_one_that_was_not_interrupted() {
     let sgd = OptimiserConfig::Sgd { learning_rate: 0.01, momentum: 0.9, nesterov: true, weight_decay: 1e-4, bias_rate: 1.0 };
     let adamw = OptimiserConfig::Adam { learning_rate: 1e-3, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01, bias_rate: 1.0 };
-    let muon = |rest: &OptimiserConfig| OptimiserConfig::Muon {
-        learning_rate: 0.02,
-        momentum: 0.9,
-        nesterov: true,
-        weight_decay: 1e-3,
-        normalise: true,
-        rest: Box::new(rest.clone()),
-    };
     for config in [muon(&sgd), muon(&adamw), sgd, adamw] {
         let whole = trained(&config, 5);
         let (weights, state, _) = trained(&config, 3);
