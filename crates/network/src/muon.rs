@@ -3,7 +3,7 @@
 use crate::{
     amx::{
         Unit,
-        products::{add_products, multiply as multiply_rounded, pair_pixels, pitch, row_of, turn, write_pixels},
+        products::{add_products, multiply as multiply_rounded, pair_pixels, pitch, row_of, transpose, write_pixels},
     },
     matmul::{Matrix, multiply},
     network::Parameter,
@@ -88,16 +88,16 @@ fn orthogonalise_rounded(unit: Unit, values: &mut [f32], rows: usize, columns: u
     };
     let (mut x, mut square, mut quartic) = (vec![0.0; height * width], vec![0.0; width * width], vec![0.0; width * width]);
     values.iter().enumerate().for_each(|(index, value)| x[place(index)] = value / norm);
-    let Scratch { plane, turned, pairs, product, .. } = scratch;
+    let Scratch { plane, transposed, pairs, product, .. } = scratch;
     for _ in 0..ITERATIONS {
         square.fill(0.0);
         for part in x.chunks(PART * width) {
             let (count, row) = (part.len() / width, row_of(part.len() / width));
-            let (plane, turned, pairs) = (sized(plane, part.len()), sized(turned, width * row), sized(pairs, part.len() / 2));
+            let (plane, transposed, pairs) = (sized(plane, part.len()), sized(transposed, width * row), sized(pairs, part.len() / 2));
             write_pixels(part, width, width, plane);
-            turn(plane, width, row, turned);
+            transpose(plane, width, row, transposed);
             pair_pixels(plane, width, pairs);
-            add_products(unit, (turned, row, 0), &[0], (pairs, count), &mut square, width);
+            add_products(unit, (transposed, row, 0), &[0], (pairs, count), &mut square, width);
         }
         let (factor, pairs) = (sized(plane, square.len()), sized(pairs, square.len() / 2));
         write_pixels(&square, width, width, factor);

@@ -20,7 +20,7 @@ pub(crate) struct Scratch {
     /// Images as bf16 numbers, their gradients, and images with pixels side by side.
     pub(crate) plane: Vec<u16>,
     pub(crate) gradient_plane: Vec<u16>,
-    pub(crate) turned: Vec<u16>,
+    pub(crate) transposed: Vec<u16>,
     /// Pairs of bf16 numbers as matrix tiles take them.
     pub(crate) pairs: Vec<u32>,
     /// The non-zeros of a sparse gradient.

@@ -60,20 +60,20 @@ pub(crate) fn multiply(unit: Unit, plane: &[u16], margin: usize, offsets: &[isiz
     }
 }
 
-/// Adds Σ plane\[pixel + offset\] × gradient plane\[pixel\], `[offsets, channels, filters]`; of the plane, `row` pixels of each channel, beginning with
-/// those of the margin, of the gradient's packed pairs.
+/// Adds Σ plane\[pixel + offset\] × other plane\[pixel\], `[offsets, channels, filters]`. The plane is [`transpose`]d, `row` pixels of each channel, beginning
+/// with those of the margin; the other one is packed by [`pair_pixels`].
 pub(crate) fn add_products(
     unit: Unit,
-    (turned, row, margin): (&[u16], usize, usize),
+    (transposed, row, margin): (&[u16], usize, usize),
     offsets: &[isize],
     (pairs, pixels): (&[u32], usize),
     out: &mut [f32],
     filters: usize,
 ) {
-    let channels = turned.len() / row;
+    let channels = transposed.len() / row;
     let reach = offsets.iter().map(|offset| offset.unsigned_abs()).max().unwrap_or(0);
     assert!(channels.is_multiple_of(BLOCK) && filters.is_multiple_of(BLOCK) && pixels.is_multiple_of(BLOCK) && pixels > 0);
-    assert!(turned.len() == channels * row && reach <= margin && row >= margin + pixels + margin);
+    assert!(transposed.len() == channels * row && reach <= margin && row >= margin + pixels + margin);
     assert!(pairs.len() == pixels / 2 * filters && out.len() == offsets.len() * channels * filters);
     let tiles = unit.begin();
     for (filter, pairs) in (0..filters).step_by(BLOCK).zip(pairs.chunks_exact(pixels / 2 * BLOCK)) {
@@ -81,7 +81,7 @@ pub(crate) fn add_products(
             for (point, offset) in offsets.iter().enumerate() {
                 let sums = &mut out[(point * channels + channel) * filters + filter..];
                 let block = Block {
-                    rows: turned[channel * row + margin..].as_ptr(),
+                    rows: transposed[channel * row + margin..].as_ptr(),
                     row: row * size_of::<u16>(),
                     places: &[offset * size_of::<u16>() as isize],
                     steps: pixels / BLOCK,
@@ -102,8 +102,8 @@ pub(crate) fn row_of(pixels: usize) -> usize {
     (pixels.div_ceil(BLOCK) | 1) * BLOCK
 }
 
-/// Rows of pixels of `values` values each become rows of values of `row` pixels each.
-pub(crate) fn turn(plane: &[u16], values: usize, row: usize, out: &mut [u16]) {
+/// Transposes a plane of pixels of `values` values each to rows of `row` pixels each.
+pub(crate) fn transpose(plane: &[u16], values: usize, row: usize, out: &mut [u16]) {
     let pixels = plane.len() / values;
     assert!(values.is_multiple_of(BLOCK) && pixels <= row && out.len() == values * row);
     let whole = pixels / BLOCK * BLOCK;
@@ -113,18 +113,18 @@ pub(crate) fn turn(plane: &[u16], values: usize, row: usize, out: &mut [u16]) {
             match level() {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: there is AVX-512; the square of 32 pixels by 16 values lies within both.
-                Level::Avx512 => unsafe { turn_square(from.as_ptr(), values, to.as_mut_ptr(), row) },
-                _ => turn_plainly(from, values, to, row, BLOCK),
+                Level::Avx512 => unsafe { transpose_square(from.as_ptr(), values, to.as_mut_ptr(), row) },
+                _ => transpose_plainly(from, values, to, row, BLOCK),
             }
         }
     }
     for value in (0..values).step_by(16).filter(|_| whole < pixels) {
-        turn_plainly(&plane[whole * values + value..], values, &mut out[value * row + whole..], row, pixels - whole);
+        transpose_plainly(&plane[whole * values + value..], values, &mut out[value * row + whole..], row, pixels - whole);
     }
 }
 
 /// The same of a few pixels and 16 values; behind the pixels, zeros.
-fn turn_plainly(from: &[u16], values: usize, out: &mut [u16], row: usize, pixels: usize) {
+fn transpose_plainly(from: &[u16], values: usize, out: &mut [u16], row: usize, pixels: usize) {
     for value in 0..16 {
         for pixel in 0..pixels {
             out[value * row + pixel] = from[pixel * values + value];
@@ -139,7 +139,7 @@ fn turn_plainly(from: &[u16], values: usize, out: &mut [u16], row: usize, pixels
 /// 32 rows of 16 values can be read, and 16 rows of 32 be written.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
-unsafe fn turn_square(from: *const u16, values: usize, to: *mut u16, row: usize) {
+unsafe fn transpose_square(from: *const u16, values: usize, to: *mut u16, row: usize) {
     use std::arch::x86_64::{
         __m512i, _mm256_loadu_si256, _mm512_cvtepu16_epi32, _mm512_or_si512, _mm512_shuffle_i32x4, _mm512_slli_epi32, _mm512_storeu_si512,
         _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,

@@ -15,7 +15,7 @@ use super::{Conv, Kept, Results, Sums, pooling};
 use crate::{
     amx::{
         BLOCK, PAIRS, Unit,
-        products::{add_products, as_pairs, multiply, pair_pixels, pitch, row_of, turn, write_pixels},
+        products::{add_products, as_pairs, multiply, pair_pixels, pitch, row_of, transpose, write_pixels},
         round,
     },
     partition::one_by_one,
@@ -162,7 +162,7 @@ pub(super) fn backward(
     let (channels, filters) = (pitch(conv.channels), pitch(conv.filters));
     let offsets = conv.offsets(&plane);
     let backwards: Vec<isize> = offsets.iter().map(|offset| -offset).collect();
-    let Scratch { image, plane: rounded, gradient_plane, turned, pairs, product, gradient: by_point, .. } = scratch;
+    let Scratch { image, plane: rounded, gradient_plane, transposed, pairs, product, gradient: by_point, .. } = scratch;
     let by_point = sized(by_point, offsets.len() * channels * filters);
     by_point.fill(0.0);
     for images in plane.parts(gradient.len() / len, BACKWARD) {
@@ -182,11 +182,11 @@ pub(super) fn backward(
         let rounded = sized(rounded, all * channels);
         write_images(conv, &plane, conv.as_floats(kept.input.range(inputs), image), rounded);
         let row = row_of(all);
-        let turned = sized(turned, channels * row);
-        turn(rounded, channels, row, turned);
+        let transposed = sized(transposed, channels * row);
+        transpose(rounded, channels, row, transposed);
         let pairs = sized(pairs, plane.pixels(count) / 2 * filters);
         pair_pixels(&of_outputs[plane.margin * filters..][..plane.pixels(count) * filters], filters, pairs);
-        add_products(unit, (turned, row, plane.margin), &offsets, (pairs, plane.pixels(count)), by_point, filters);
+        add_products(unit, (transposed, row, plane.margin), &offsets, (pairs, plane.pixels(count)), by_point, filters);
     }
     for (index, sums) in sums.partial.weights.chunks_exact_mut(conv.filters).enumerate() {
         let (point, channel) = (index / conv.channels, index % conv.channels);
